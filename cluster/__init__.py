@@ -1,0 +1,1 @@
+"""Floor 0, the machine: ranks and rendezvous from the environment, and what a host has."""

@@ -1,0 +1,99 @@
+"""A study's output folder: who may write to it, where everything lies, and which trials are done."""
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from scalestudy.launch.errors import InputError
+from scalestudy.trainers.files import RECORD_NAME, read_record, write_atomically
+from scalestudy.trainers.record import RankReport, Record
+from scalestudy.trainers.trial import Trial
+
+_MARKER = "scalestudy.json"
+
+
+class StudyFolder:
+    """`trials/` holds a folder a trial; a run adds to it and never deletes or overwrites."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.trials_path = path / "trials"
+
+    def create(self, study_name: str) -> None:
+        """Make the folder, or make sure that it is this study's; raises InputError where it is not."""
+        marker = self.path / _MARKER
+        try:
+            if not self.path.exists() or not any(self.path.iterdir()):
+                self.trials_path.mkdir(parents=True, exist_ok=True)
+                write_atomically(marker, json.dumps({"schema": 1, "study": study_name}))
+            if not marker.is_file():
+                raise InputError(f"{self.path}: --out: is not empty and holds no study; name another folder")
+            owner = json.loads(marker.read_text()).get("study")
+            if owner != study_name:
+                raise InputError(f"{self.path}: --out: holds the study {owner!r}, not {study_name!r}; name another folder")
+            self.trials_path.mkdir(exist_ok=True)
+            if not os.access(self.trials_path, os.W_OK):
+                raise PermissionError(13, "Permission denied")
+        except OSError as error:
+            raise InputError(f"{self.path}: --out: cannot be written: {error.strerror}; name another folder") from None
+        except json.JSONDecodeError as error:
+            raise InputError(f"{marker}: is damaged ({error}); name another folder with --out") from None
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder for one run; the lock goes with the process. Raises InputError where another holds it."""
+        with (self.path / ".lock").open("a+") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                lock.seek(0)
+                holder = lock.read().strip() or "unknown"
+                raise InputError(
+                    f"{self.path}: --out: another run (process {holder}) is writing there; wait for it, or name another"
+                ) from None
+            lock.truncate(0)
+            lock.write(str(os.getpid()))
+            lock.flush()
+            yield
+
+    def trial_path(self, trial: Trial) -> Path:
+        """Return where a trial's files lie."""
+        return self.trials_path / trial.folder_name
+
+    def record(self, trial: Trial) -> Record | None:
+        """Return the trial's record if it is done; a damaged record counts as none."""
+        try:
+            return read_record(self.trial_path(trial))
+        except (FileNotFoundError, ValidationError):
+            return None
+
+    def damaged(self, trials: Sequence[Trial]) -> list[Path]:
+        """Return the records of these trials that are there and cannot be read."""
+        files = [self.trial_path(trial) / RECORD_NAME for trial in trials]
+        return [
+            file for file, trial in zip(files, trials, strict=True) if file.exists() and self.record(trial) is None
+        ]
+
+    def begin(self, trial: Trial) -> Path:
+        """Return a new folder with the trial's spec; what an earlier attempt left is kept beside it."""
+        path = self.trial_path(trial)
+        if path.exists():
+            attempts = len(list(self.trials_path.glob(f"{path.name}.unfinished-*")))
+            path.rename(path.with_name(f"{path.name}.unfinished-{attempts + 1}"))
+        path.mkdir()
+        write_atomically(path / "trial.json", trial.model_dump_json(by_alias=True))
+        return path
+
+    def reports(self, path: Path, processes: int) -> tuple[RankReport, ...]:
+        """Return what the ranks of a trial reported, as far as they did."""
+        files = [path / f"rank-{rank}.json" for rank in range(processes)]
+        return tuple(RankReport.model_validate_json(file.read_bytes()) for file in files if file.exists())
+
+    def finish(self, path: Path, record: Record) -> None:
+        """Write the record: from now on the trial is done."""
+        write_atomically(path / RECORD_NAME, record.model_dump_json(by_alias=True))

@@ -1,0 +1,71 @@
+"""How a trial ended, judged from what its ranks left."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from typing import NamedTuple
+
+from scalestudy.launch.launcher import Exit
+from scalestudy.trainers.record import Outcome, RankReport
+from scalestudy.trainers.trial import Trial
+
+_QUOTED_LINES = 5
+
+
+class Ending(NamedTuple):
+    """An outcome, and the reason unless it is ok."""
+
+    outcome: Outcome
+    reason: str | None = None
+
+
+def ending(trial: Trial, ended: Exit, reports: Sequence[RankReport], folder: Path) -> Ending:
+    """Judge a trial: how its processes ended first, then whether what they measured may be believed."""
+    errors = [(report.rank.rank, report.error) for report in reports if report.error]
+    for rank, error in errors:
+        if error.kind == "oom":
+            return Ending("oom", f"rank {rank}: {error.message}")
+    if ended.timed_out:
+        return Ending("timeout", f"not done within deadline_s = {trial.measurement.deadline_s:g}; {_last(folder, 0)}")
+    if ended.first_failed is not None:
+        return Ending("failed", _failure(ended, dict(errors), folder))
+    if len(reports) != len(ended.codes):
+        return Ending("failed", f"expected {len(ended.codes)} rank reports, got {len(reports)}")
+    return _diverged(trial, reports) or Ending("ok")
+
+
+def _failure(ended: Exit, errors: dict[int, object], folder: Path) -> str:
+    rank = ended.first_failed
+    assert rank is not None
+    error = errors.get(rank)
+    if error is not None:
+        return f"rank {rank}: {getattr(error, 'message', error)}"
+    code = ended.codes[rank]
+    how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+    hint = " (out of memory on the host?)" if code == -9 else ""
+    return f"rank {rank} {how}{hint}; {_last(folder, rank)}"
+
+
+def _last(folder: Path, rank: int) -> str:
+    """Quote the end of a rank's log."""
+    log = folder / f"rank-{rank}.log"
+    lines = log.read_text(errors="replace").splitlines() if log.exists() else []
+    quoted = " | ".join(line.strip() for line in lines[-_QUOTED_LINES:] if line.strip())
+    return f"{log.name} ends: {quoted}" if quoted else f"{log.name} is empty"
+
+
+def _diverged(trial: Trial, reports: Sequence[RankReport]) -> Ending | None:
+    checksums = {digest for report in reports for digest in report.parameter_checksums}
+    if len(checksums) != 1:
+        found = ", ".join(f"rank {report.rank.rank}: {'/'.join(report.parameter_checksums)}" for report in reports)
+        return Ending("diverged", f"the ranks' parameters differ at the end: {found}")
+    for report in reports:
+        for step, loss in report.losses:
+            if loss is None or not math.isfinite(loss):
+                return Ending("diverged", f"rank {report.rank.rank}: the loss is not finite in step {step}")
+    losses = [loss for _, loss in reports[0].losses if loss is not None]
+    if trial.data.real and len(losses) > 1 and not median(losses[len(losses) // 2 :]) < losses[0]:
+        late = median(losses[len(losses) // 2 :])
+        return Ending("diverged", f"the loss did not fall on real data: {losses[0]:.4g} at first, {late:.4g} later")
+    return None

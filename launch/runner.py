@@ -1,0 +1,112 @@
+"""The controller: run every trial that has no record yet, one after the other."""
+
+import subprocess
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Protocol
+
+from scalestudy.cluster.host import Host, this_host
+from scalestudy.launch.folder import StudyFolder
+from scalestudy.launch.launcher import Launcher, processes
+from scalestudy.launch.outcome import Ending, ending
+from scalestudy.trainers.record import Environment, Record
+from scalestudy.trainers.trial import Trial
+
+
+class Observer(Protocol):
+    """Who is told how the study goes."""
+
+    def started(self, trial: Trial, folder: Path) -> None:
+        """A trial's ranks are about to start."""
+
+    def tick(self) -> None:
+        """Half a second or so has passed while a trial runs."""
+
+    def finished(self, record: Record) -> None:
+        """A trial is done and its record written."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """What is the same for every trial of one run."""
+
+    study_name: str
+    study_text: str
+    host: Host
+    scalestudy: str
+    git_commit: str | None
+
+    @classmethod
+    def of(cls, study_name: str, study_path: Path) -> "Origin":
+        """Describe this run: the study file as it is written, this host, and the code's commit if it has one."""
+        return cls(
+            study_name=study_name,
+            study_text=study_path.read_text(),
+            host=this_host(),
+            scalestudy=version("scalestudy"),
+            git_commit=git_commit(Path(__file__).resolve().parent),
+        )
+
+
+def pending(trials: Sequence[Trial], folder: StudyFolder) -> list[Trial]:
+    """Return the trials that are not done, in their order."""
+    return [trial for trial in trials if folder.record(trial) is None]
+
+
+def run_trials(
+    trials: Sequence[Trial], folder: StudyFolder, launcher: Launcher, origin: Origin, observer: Observer
+) -> None:
+    """Run the given trials; a failed one costs its record, never the study."""
+    for trial in trials:
+        observer.finished(run_trial(trial, folder, launcher, origin, observer))
+
+
+def run_trial(
+    trial: Trial, folder: StudyFolder, launcher: Launcher, origin: Origin, observer: Observer
+) -> Record:
+    """Run one trial in a folder of its own and write its record last."""
+    path = folder.begin(trial)
+    observer.started(trial, path)
+    started_at, began_s = datetime.now(UTC), time.monotonic()
+    try:
+        ended = launcher.run(trial, path, trial.measurement.deadline_s, observer.tick)
+        reports = folder.reports(path, processes(trial))
+        how = ending(trial, ended, reports, path)
+    except OSError as error:
+        reports, how = (), Ending("failed", f"the ranks could not be started: {error}")
+    record = Record(
+        trial=trial,
+        outcome=how.outcome,
+        reason=how.reason,
+        reports=reports,
+        environment=Environment(
+            started_at=started_at.isoformat(timespec="seconds"),
+            duration_s=time.monotonic() - began_s,
+            launcher=launcher.name,
+            host=origin.host,
+            scalestudy=origin.scalestudy,
+            git_commit=origin.git_commit,
+            study_name=origin.study_name,
+            study=origin.study_text,
+        ),
+    )
+    folder.finish(path, record)
+    return record
+
+
+def git_commit(folder: Path) -> str | None:
+    """Return the commit checked out there, '-dirty' behind it where files differ; None outside a checkout."""
+    with suppress(OSError, subprocess.CalledProcessError):
+        answer = subprocess.run(
+            ["git", "-C", str(folder), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return answer.stdout.strip()
+    return None

@@ -1,0 +1,247 @@
+"""The study file: what to vary and what to hold fixed, validated whole before anything starts."""
+
+import difflib
+import random
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, field_validator, model_validator
+from pydantic_core import ErrorDetails
+
+from scalestudy.cluster.frozen import Frozen
+from scalestudy.cluster.host import Topology, nvidia_gpus
+from scalestudy.launch.errors import InputError
+from scalestudy.trainers.data import class_names, mnist_files
+from scalestudy.trainers.models import MODELS, model_spec
+from scalestudy.trainers.trainer import TRAINERS
+from scalestudy.trainers.trial import Data, Device, Measurement, Optimizer, Scaling, Trial
+
+SOURCES = ("synthetic", "synthetic-host", "digits", "images:DIR", "mnist:DIR")
+
+
+def known(kind: str, name: str, names: Iterable[str]) -> str:
+    """Return `name` if it is one of `names`; raises ValueError with the nearest one."""
+    names = list(names)
+    if name in names:
+        return name
+    near = difflib.get_close_matches(name, names, n=1)
+    guess = f"; did you mean {near[0]!r}?" if near else ";"
+    raise ValueError(f"no {kind} {name!r}{guess} known: {', '.join(names)}")
+
+
+def _listed(value: Any) -> Any:
+    return value if isinstance(value, list | tuple) else [value]
+
+
+def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    twice = {str(value) for value in values if values.count(value) > 1}
+    if twice:
+        raise ValueError(f"{', '.join(sorted(twice))} stands there twice")
+    return values
+
+
+TrainerName = Annotated[str, AfterValidator(lambda name: known("trainer", name, TRAINERS))]
+ModelName = Annotated[str, AfterValidator(lambda name: known("model", name, MODELS))]
+PositiveInt = Annotated[int, Field(ge=1, strict=True)]
+Batches = Annotated[tuple[PositiveInt, ...], BeforeValidator(_listed), AfterValidator(_distinct), Field(min_length=1)]
+
+
+class ModelEntry(Frozen):
+    """A model with the data it sees; what is left out comes from the study, or from the model's usual input."""
+
+    name: ModelName
+    data: str | None = None
+    batch: Batches | None = None
+    image_size: PositiveInt | None = None
+    channels: PositiveInt | None = None
+    classes: PositiveInt | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_name(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+
+class Study(Frozen):
+    """One study file. `batch` is the per-device batch in weak scaling and the global batch in strong scaling."""
+
+    schema_version: Literal[1] = Field(default=1, alias="schema")
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80)
+    trainers: Annotated[tuple[TrainerName, ...], BeforeValidator(_listed), AfterValidator(_distinct)]
+    models: Annotated[tuple[ModelEntry, ...], BeforeValidator(_listed), AfterValidator(_distinct)]
+    world_sizes: Annotated[tuple[PositiveInt, ...], BeforeValidator(_listed), AfterValidator(_distinct)]
+    scaling: Scaling = "weak"
+    batch: Batches | None = None
+    data: str = "synthetic"
+    precision: Literal["fp32"] = "fp32"
+    execution: Literal["default"] = "default"
+    optimizer: Optimizer = Optimizer()
+    measurement: Measurement = Measurement()
+    repeats: PositiveInt = 3
+    seed: int = Field(default=1, ge=0)
+    launcher: Literal["local"] = "local"
+    device: Literal["auto", "cpu", "gpu"] = "auto"
+    threads_per_device: PositiveInt | None = None
+    loader_workers: int = Field(default=1, ge=0)
+    environments: dict[TrainerName, str] = {}
+
+    @field_validator("trainers", "models", "world_sizes")
+    @classmethod
+    def _some(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
+        if not values:
+            raise ValueError("is empty; name at least one")
+        return values
+
+    @model_validator(mode="after")
+    def _every_model_has_a_batch_that_divides(self) -> "Study":
+        for index, model in enumerate(self.models):
+            batches = model.batch or self.batch
+            if batches is None:
+                raise ValueError(f"models.{index} ({model.name}): no batch; give it here or for the whole study")
+            for batch in batches if self.scaling == "strong" else ():
+                for world_size in self.world_sizes:
+                    if batch % world_size:
+                        raise ValueError(
+                            f"batch {batch} does not divide by world size {world_size} (strong scaling shares the "
+                            f"global batch out): use a multiple of {world_size}"
+                        )
+        return self
+
+
+def load_study(path: Path) -> Study:
+    """Read and check a study file; raises InputError with a line for every mistake in it."""
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read: {getattr(error, 'strerror', error)}") from None
+    except yaml.YAMLError as error:
+        raise InputError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: a study is a mapping of fields such as name and trainers, not {content!r}")
+    try:
+        return Study.model_validate(content)
+    except ValidationError as error:
+        raise InputError("\n".join(f"{path}: {_line(mistake)}" for mistake in error.errors())) from None
+
+
+def resolve_device(study: Study, path: Path) -> Device:
+    """Return the device to train on: `auto` takes GPUs where there are any."""
+    found = bool(nvidia_gpus()[0])
+    if study.device == "gpu" and not found:
+        raise InputError(f"{path}: device: 'gpu', but no NVIDIA GPU is found here; use 'cpu' or 'auto'")
+    return "gpu" if found and study.device != "cpu" else "cpu"
+
+
+def study_trials(study: Study, path: Path, topology: Topology, device: Device) -> list[Trial]:
+    """Return every trial in the order to run them: repeat by repeat, each shuffled by the study's seed.
+
+    Raises InputError for what only the machine and the data can tell: capacity, folders, image sizes.
+    """
+    largest = max(study.world_sizes)
+    if largest > topology.devices:
+        raise InputError(
+            f"{path}: world_sizes: {largest} is above the capacity of launcher {study.launcher!r}: {topology.nodes} "
+            f"node with {topology.devices_per_node} {topology.device} devices; use at most {topology.devices}"
+        )
+    threads = study.threads_per_device or max(1, topology.cpus_per_node // largest)
+    if threads * largest > topology.cpus_per_node:
+        raise InputError(
+            f"{path}: threads_per_device: {threads} threads × {largest} devices need {threads * largest} CPUs, "
+            f"there are {topology.cpus_per_node}; use at most {topology.cpus_per_node // largest}"
+        )
+    trials: list[Trial] = []
+    for repeat in range(study.repeats):
+        block = [
+            Trial(
+                trainer=trainer,
+                model=model.name,
+                data=data,
+                scaling=study.scaling,
+                world_size=world_size,
+                device=device,
+                per_device_batch=batch // (world_size if study.scaling == "strong" else 1),
+                precision=study.precision,
+                execution=TRAINERS[trainer].execution,
+                optimizer=study.optimizer,
+                measurement=study.measurement,
+                threads_per_device=threads,
+                loader_workers=study.loader_workers,
+                seed=study.seed,
+                repeat=repeat,
+            )
+            for model, data in [(model, _data(study, model, path)) for model in study.models]
+            for batch in model.batch or study.batch or ()
+            for trainer in study.trainers
+            for world_size in study.world_sizes
+        ]
+        random.Random(f"{study.seed} {repeat}").shuffle(block)
+        trials += block
+    return trials
+
+
+def _data(study: Study, model: ModelEntry, path: Path) -> Data:
+    """Resolve a model's data: `images:DIR` and `mnist:DIR` relative to the study file."""
+    text = model.data or study.data
+    source, _, argument = text.partition(":")
+    field = f"models.{model.name}.data" if model.data else "data"
+    try:
+        known("data source", source, [name.partition(":")[0] for name in SOURCES])
+        if bool(argument) != (source in ("images", "mnist")):
+            raise ValueError(f"{text!r} is none of {', '.join(SOURCES)}")
+    except ValueError as error:
+        raise InputError(f"{path}: {field}: {error}") from None
+    folder = (path.parent / Path(argument).expanduser()).resolve() if argument else None
+    try:
+        fixed = _fixed_shape(source, folder)
+    except (ValueError, OSError) as error:
+        raise InputError(f"{path}: {field}: {error}") from None
+    usual = {"channels": 1, "image_size": 32, "classes": 10}
+    if model.name != "cnn" and not (fixed.get("channels") == 1):
+        usual = {"channels": 3, "image_size": 224, "classes": 1000}
+    given = model.model_dump(include={"channels", "image_size", "classes"}, exclude_none=True)
+    for name in fixed.keys() & given.keys():
+        if fixed[name] != given[name]:
+            raise InputError(
+                f"{path}: models.{model.name}.{name}: {given[name]}, but {text} has {fixed[name]}; leave it out"
+            )
+    shape = usual | fixed | given
+    if source == "mnist" and shape["image_size"] < 28:
+        raise InputError(f"{path}: models.{model.name}.image_size: {shape['image_size']}, but MNIST's images have 28")
+    data = Data.model_validate({"source": source, "folder": str(folder) if folder else None, **shape})
+    try:
+        model_spec(model.name, **shape)
+    except ValueError as error:
+        raise InputError(f"{path}: models.{model.name}.image_size: {shape['image_size']}: {error}") from None
+    return data
+
+
+def _fixed_shape(source: str, folder: Path | None) -> Mapping[str, int]:
+    """Return what the data themselves fix; raises ValueError where a folder does not hold them."""
+    if source == "images":
+        assert folder is not None
+        return {"channels": 3, "classes": len(class_names(folder))}
+    if source == "mnist":
+        assert folder is not None
+        mnist_files(folder)
+    return {"channels": 1, "classes": 10} if source in ("mnist", "digits") else {}
+
+
+def _line(mistake: ErrorDetails) -> str:
+    """Say one of pydantic's findings in our words."""
+    where = ".".join(map(str, mistake["loc"]))
+    if mistake["type"] == "extra_forbidden":
+        parents = {"models": ModelEntry, "optimizer": Optimizer, "measurement": Measurement}
+        model = parents.get(str(mistake["loc"][0]), Study) if len(mistake["loc"]) > 1 else Study
+        fields = [field.alias or name for name, field in model.model_fields.items()]
+        try:
+            known("field", str(mistake["loc"][-1]), fields)
+        except ValueError as error:
+            return f"{where}: {error}"
+    if mistake["type"] == "missing":
+        return f"{where}: is missing"
+    message = mistake["msg"].removeprefix("Value error, ")
+    if mistake["type"] == "value_error":
+        return f"{where}: {message}" if where else message
+    return f"{where}: {mistake['input']!r}: {message[0].lower()}{message[1:]}"

@@ -1,0 +1,28 @@
+"""Files that are there whole or not at all, and the record among them."""
+
+import os
+from pathlib import Path
+
+from scalestudy.trainers.record import Record
+
+RECORD_NAME = "record.json"
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write to a temporary name, flush to the disk and rename."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with temporary.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def read_record(trial_path: Path) -> Record:
+    """Return a trial's record; raises FileNotFoundError, or pydantic's ValidationError where it is damaged."""
+    return Record.model_validate_json((trial_path / RECORD_NAME).read_bytes())

@@ -1,0 +1,99 @@
+"""The measuring loop, the same for every trainer: warm-up until it is seen to end, then synchronized windows."""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from statistics import median
+
+from scalestudy.trainers.record import LossPoint, Window
+from scalestudy.trainers.trainer import Trainer
+from scalestudy.trainers.trial import Measurement
+
+# The warm-up is watched in windows a quarter as long as the timed ones, and is over when the median step of the
+# last four is within 5 % of that of the four before them.
+_WARM_UP_SHARE = 0.25
+_WARM_UP_SPAN = 4
+_WARM_UP_TOLERANCE = 0.05
+
+# The wall clock, made monotonic: read once, so that a clock set in mid-run bends no window.
+_EPOCH_S = time.time() - time.perf_counter()
+
+
+@dataclass
+class Measured:
+    """What the loop saw, raw."""
+
+    warm_up_windows: list[Window] = field(default_factory=list)
+    warm_up_steady: bool = False
+    windows: list[Window] = field(default_factory=list)
+    losses: list[LossPoint] = field(default_factory=list)
+
+
+def now_s() -> float:
+    """Return seconds since the Unix epoch, never running backwards."""
+    return _EPOCH_S + time.perf_counter()
+
+
+def measure(trainer: Trainer, plan: Measurement, progress: Callable[[Measured], None]) -> Measured:
+    """Warm up and take the timed windows, after one first step; every rank decides alike, by its slowest."""
+    seen = Measured()
+    steps_taken = 1
+    seen.losses.append(_loss_point(trainer, steps_taken))
+
+    def window(steps: int) -> tuple[Window, float]:
+        """Return this rank's window and the slowest rank's seconds a step."""
+        nonlocal steps_taken
+        taken = _timed(trainer, steps)
+        steps_taken += steps
+        seen.losses.append(_loss_point(trainer, steps_taken))
+        # A barrier too: the next window starts on all ranks together.
+        return taken, trainer.max_over_ranks(taken.end_s - taken.start_s) / steps
+
+    steps, spent_s = 1, 0.0
+    steps_s: list[float] = []
+    while not seen.warm_up_steady and spent_s < plan.warm_up_max_s:
+        taken, step_s = window(steps)
+        seen.warm_up_windows.append(taken)
+        steps_s.append(step_s)
+        spent_s += step_s * steps
+        seen.warm_up_steady = steady(steps_s)
+        steps = steps_for(plan.window_s * _WARM_UP_SHARE, step_s)
+        progress(seen)
+
+    steps = steps_for(plan.window_s, median(steps_s[-_WARM_UP_SPAN:])) if steps_s else 1
+    spent_s = 0.0
+    while len(seen.windows) < plan.windows and spent_s < plan.measure_max_s:
+        taken, step_s = window(steps)
+        seen.windows.append(taken)
+        spent_s += step_s * steps
+        progress(seen)
+    return seen
+
+
+def steady(steps_s: Sequence[float]) -> bool:
+    """Return whether the median step time has stopped moving: the last four windows against the four before."""
+    if len(steps_s) < 2 * _WARM_UP_SPAN:
+        return False
+    late, early = median(steps_s[-_WARM_UP_SPAN:]), median(steps_s[-2 * _WARM_UP_SPAN : -_WARM_UP_SPAN])
+    return abs(late / early - 1) <= _WARM_UP_TOLERANCE
+
+
+def steps_for(window_s: float, step_s: float) -> int:
+    """Return how many steps last at least `window_s`."""
+    return max(1, math.ceil(window_s / step_s))
+
+
+def _loss_point(trainer: Trainer, step: int) -> LossPoint:
+    loss = trainer.loss()
+    return LossPoint(step, loss if math.isfinite(loss) else None)
+
+
+def _timed(trainer: Trainer, steps: int) -> Window:
+    step = trainer.step
+    trainer.synchronize()
+    start_s = now_s()
+    for _ in range(steps):
+        step()
+    trainer.synchronize()
+    return Window(start_s, now_s(), steps)

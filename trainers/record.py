@@ -1,0 +1,99 @@
+"""What one trial left: raw windows of every rank and how it ended; no statistic is stored.
+
+Schema history: 1 = first.
+"""
+
+from typing import Literal, NamedTuple
+
+from pydantic import Field
+
+from scalestudy.cluster.frozen import Frozen
+from scalestudy.cluster.host import Host
+from scalestudy.cluster.rank import Rank
+from scalestudy.trainers.trial import Trial
+
+Outcome = Literal["ok", "failed", "timeout", "oom", "diverged", "skipped"]
+ErrorKind = Literal["failed", "oom"]
+
+
+class Window(NamedTuple):
+    """`steps` consecutive steps, the device idle at both ends; times in seconds since the Unix epoch."""
+
+    start_s: float
+    end_s: float
+    steps: int
+
+
+class LossPoint(NamedTuple):
+    """The loss of the rank's own shard in its `step`-th step; null where it was no finite number."""
+
+    step: int
+    loss: float | None
+
+
+class Memory(Frozen):
+    """Memory of one process in bytes; allocated and reserved are the device allocator's, null without one."""
+
+    peak_resident_bytes: int
+    peak_allocated_bytes: int | None = None
+    peak_reserved_bytes: int | None = None
+
+
+class Software(Frozen):
+    """Versions, thread settings and the environment variables that govern a rank."""
+
+    python: str
+    versions: dict[str, str]
+    threads: dict[str, int]
+    cpus: tuple[int, ...]
+    variables: dict[str, str]
+
+
+class RankError(Frozen):
+    """Why a rank failed, in one line."""
+
+    kind: ErrorKind
+    message: str
+
+
+class RankReport(Frozen):
+    """What one process measured; it drives `replicas` devices. Phases are seconds, in order."""
+
+    rank: Rank
+    replicas: int = 1
+    phases: dict[str, float] = {}
+    warm_up_windows: tuple[Window, ...] = ()
+    warm_up_steady: bool = False
+    windows: tuple[Window, ...] = ()
+    losses: tuple[LossPoint, ...] = ()
+    test_accuracy: float | None = None
+    memory: Memory | None = None
+    parameter_count: int | None = None
+    parameter_checksums: tuple[str, ...] = ()
+    host: Host | None = None
+    software: Software | None = None
+    error: RankError | None = None
+
+
+class Environment(Frozen):
+    """Where and with what the trial ran, as its controller saw it; ranks report their own software."""
+
+    started_at: str
+    duration_s: float
+    launcher: str
+    host: Host
+    scalestudy: str
+    git_commit: str | None
+    study_name: str
+    study: str
+
+
+class Record(Frozen):
+    """The whole of one trial; it exists if and only if the trial is done."""
+
+    schema_version: Literal[1] = Field(default=1, alias="schema")
+    trial: Trial
+    outcome: Outcome
+    reason: str | None = None
+    reports: tuple[RankReport, ...] = ()
+    environment: Environment

@@ -1,0 +1,131 @@
+"""Feed a torch rank: an endless iterator of (images, labels) on the device."""
+
+import itertools
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from scalestudy.trainers.data import (
+    CHANNEL_DEVIATION,
+    CHANNEL_MEAN,
+    CROP_AREA,
+    CROP_RATIO,
+    HOST_BATCHES,
+    Arrays,
+    ImageFiles,
+    epoch_batches,
+    list_images,
+    synthetic_batches,
+)
+from scalestudy.trainers.trial import Trial
+
+Batch = tuple[Tensor, Tensor]
+
+
+def batches(trial: Trial, rank: int, device: torch.device, arrays: Arrays | None) -> Iterator[Batch]:
+    """Return this rank's batches, images n × c × h × w; `arrays` are the data sets that fit into memory."""
+    match trial.data.source:
+        case "synthetic":
+            return _resident(trial, rank, device)
+        case "synthetic-host":
+            return _from_host(trial, rank, device)
+        case "digits" | "mnist":
+            assert arrays is not None
+            return _gathered(trial, rank, device, arrays)
+        case "images":
+            return _decoded(trial, rank, device)
+
+
+class RankBatches(Sampler[list[int]]):
+    """The distributed sampler: this rank's batches of indices, epoch after epoch, without end."""
+
+    def __init__(self, trial: Trial, rank: int, count: int) -> None:
+        self._trial = trial
+        self._rank = rank
+        self._count = count
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for epoch in itertools.count():
+            rows = epoch_batches(
+                self._count,
+                epoch,
+                per_device_batch=self._trial.per_device_batch,
+                world_size=self._trial.world_size,
+                ranks=range(self._rank, self._rank + 1),
+                seed=self._trial.seed,
+            )
+            yield from rows.tolist()
+
+
+class _ImageFolder(Dataset[tuple[Tensor, int]]):
+    """Decode, random resized crop, random flip, normalize; torch seeds every loader worker differently."""
+
+    def __init__(self, files: ImageFiles, size: int) -> None:
+        self._files = files
+        self._size = size
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        path = self._files.paths[index]
+        try:
+            with Image.open(path) as file:
+                image = file.convert("RGB")
+        except (OSError, SyntaxError) as error:
+            raise ValueError(f"{path}: not a readable image: {error}") from None
+        image = image.resize((self._size, self._size), Image.Resampling.BILINEAR, box=_random_crop(*image.size))
+        if torch.rand(()) < 0.5:
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        pixels = (np.asarray(image, dtype=np.float32) / 255 - CHANNEL_MEAN) / CHANNEL_DEVIATION
+        return torch.from_numpy(pixels.astype(np.float32).transpose(2, 0, 1).copy()), int(self._files.labels[index])
+
+
+def _random_crop(width: int, height: int) -> tuple[float, float, float, float]:
+    """Return a box of random area and shape inside the image."""
+    area = width * height * torch.empty(()).uniform_(*CROP_AREA).item()
+    ratio = math.exp(torch.empty(()).uniform_(math.log(CROP_RATIO[0]), math.log(CROP_RATIO[1])).item())
+    crop_width, crop_height = min(math.sqrt(area * ratio), width), min(math.sqrt(area / ratio), height)
+    left, top = torch.rand(2).tolist()
+    left, top = left * (width - crop_width), top * (height - crop_height)
+    return left, top, left + crop_width, top + crop_height
+
+
+def _resident(trial: Trial, rank: int, device: torch.device) -> Iterator[Batch]:
+    images, labels = synthetic_batches(trial.data, trial.per_device_batch, 1, trial.seed, rank)
+    return itertools.repeat((torch.from_numpy(images[0]).to(device), torch.from_numpy(labels[0]).to(device)))
+
+
+def _from_host(trial: Trial, rank: int, device: torch.device) -> Iterator[Batch]:
+    images, labels = map(
+        torch.from_numpy, synthetic_batches(trial.data, trial.per_device_batch, HOST_BATCHES, trial.seed, rank)
+    )
+    if device.type == "cuda":
+        images, labels = images.pin_memory(), labels.pin_memory()
+    for index in itertools.cycle(range(HOST_BATCHES)):
+        # copy=True: on CPU too the batch is copied, as it is on the way to a GPU.
+        yield (
+            images[index].to(device, non_blocking=True, copy=True),
+            labels[index].to(device, non_blocking=True, copy=True),
+        )
+
+
+def _gathered(trial: Trial, rank: int, device: torch.device, arrays: Arrays) -> Iterator[Batch]:
+    images, labels = torch.from_numpy(arrays.train_images), torch.from_numpy(arrays.train_labels)
+    for indices in RankBatches(trial, rank, len(labels)):
+        yield images[indices].to(device, non_blocking=True), labels[indices].to(device, non_blocking=True)
+
+
+def _decoded(trial: Trial, rank: int, device: torch.device) -> Iterator[Batch]:
+    files = list_images(Path(trial.data.folder or ""))
+    loader = DataLoader(
+        _ImageFolder(files, trial.data.image_size),
+        batch_sampler=RankBatches(trial, rank, len(files.paths)),
+        num_workers=trial.loader_workers,
+        pin_memory=device.type == "cuda",
+    )
+    for images, labels in loader:
+        yield images.to(device, non_blocking=True), labels.to(device, non_blocking=True)

@@ -1,0 +1,94 @@
+"""A trial: one point of a study and a repeat number, and the id that names it everywhere.
+
+Schema history: 1 = first.
+"""
+
+import hashlib
+from typing import Literal
+
+from pydantic import Field
+
+from scalestudy.cluster.frozen import Frozen
+
+Scaling = Literal["weak", "strong"]
+Device = Literal["cpu", "gpu"]
+Source = Literal["synthetic", "synthetic-host", "digits", "images", "mnist"]
+
+# Adam's constants (Kingma & Ba 2015), the same in every framework; Keras' own epsilon would be 1e-7.
+ADAM_BETAS = (0.9, 0.999)
+ADAM_EPSILON = 1e-8
+
+
+class Data(Frozen):
+    """What the images are: a source, the folder of `images` and `mnist`, and the shape the model sees."""
+
+    source: Source
+    folder: str | None = None
+    channels: int
+    image_size: int
+    classes: int
+
+    @property
+    def name(self) -> str:
+        """The source as a study file writes it."""
+        return self.source if self.folder is None else f"{self.source}:{self.folder}"
+
+    @property
+    def real(self) -> bool:
+        """Whether there is something to learn, so that the loss must fall."""
+        return self.source in ("digits", "images", "mnist")
+
+
+class Optimizer(Frozen):
+    """SGD with momentum or Adam, with the same arithmetic in every framework."""
+
+    name: Literal["sgd", "adam"] = "sgd"
+    learning_rate: float = Field(default=0.01, gt=0)
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+
+
+class Measurement(Frozen):
+    """How long to measure: windows of at least `window_s` after a warm-up that was seen to end."""
+
+    window_s: float = Field(default=0.5, gt=0)
+    windows: int = Field(default=10, ge=1)
+    warm_up_max_s: float = Field(default=30.0, ge=0)
+    measure_max_s: float = Field(default=300.0, gt=0)
+    deadline_s: float = Field(default=1800.0, gt=0)
+
+
+class Trial(Frozen):
+    """One value of each thing a study varies; batches count images."""
+
+    schema_version: Literal[1] = Field(default=1, alias="schema")
+    trainer: str
+    model: str
+    data: Data
+    scaling: Scaling
+    world_size: int = Field(ge=1)
+    nodes: int = Field(default=1, ge=1)
+    device: Device
+    per_device_batch: int = Field(ge=1)
+    precision: Literal["fp32"] = "fp32"
+    execution: str
+    optimizer: Optimizer
+    measurement: Measurement
+    threads_per_device: int = Field(ge=1)
+    loader_workers: int = Field(default=0, ge=0)
+    seed: int
+    repeat: int = Field(ge=0)
+
+    @property
+    def global_batch(self) -> int:
+        """Images in one step over all devices."""
+        return self.per_device_batch * self.world_size
+
+    @property
+    def id(self) -> str:
+        """Twelve hex digits of the SHA-256 of all fields: the same trial has the same id in every run."""
+        return hashlib.sha256(self.model_dump_json(by_alias=True).encode()).hexdigest()[:12]
+
+    @property
+    def folder_name(self) -> str:
+        """The trial's folder, readable by people and unique by its id."""
+        return f"{self.model}-{self.trainer}-w{self.world_size}-r{self.repeat}-{self.id}"

@@ -1,0 +1,161 @@
+"""The program every rank runs, the same under every launcher: `python -m scalestudy.trainers.worker TRIAL_FOLDER`.
+
+It reads `trial.json`, measures, and leaves `rank-N.json`; rank 0 tells how far it is in `progress.jsonl`.
+"""
+
+import hashlib
+import json
+import os
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scalestudy.cluster.host import pin, this_host, usable_cpus
+from scalestudy.cluster.rank import Rank
+from scalestudy.trainers.data import first_unreadable, list_images
+from scalestudy.trainers.files import write_atomically
+from scalestudy.trainers.measure import Measured, measure
+from scalestudy.trainers.record import RankError, RankReport
+from scalestudy.trainers.software import capture
+from scalestudy.trainers.trainer import TRAINERS
+from scalestudy.trainers.trial import Trial
+
+_IMPORTED_S = time.time()
+
+
+def main() -> None:
+    """Run one rank; exits 1 after writing a report that says why."""
+    folder = Path(sys.argv[1])
+    rank = Rank.from_environ(os.environ)
+    if os.environ.get("SCALESTUDY_LIFELINE") == "stdin":
+        threading.Thread(target=_die_with_launcher, daemon=True).start()
+    trial = Trial.model_validate_json((folder / "trial.json").read_bytes())
+    pin(device_cpus(usable_cpus(), trial, rank))
+    report = run(trial, rank, folder)
+    write_atomically(folder / f"rank-{rank.rank}.json", report.model_dump_json())
+    # A framework's threads can hang or crash while the interpreter is torn down; the report is safe, so leave.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0 if report.error is None else 1)
+
+
+def run(trial: Trial, rank: Rank, folder: Path) -> RankReport:
+    """Measure one rank and report, also when it fails."""
+    phases: dict[str, float] = {}
+    found: dict[str, Any] = {}
+    try:
+        _run(trial, rank, folder, phases, found)
+    except Exception as error:
+        traceback.print_exc()
+        found["error"] = RankError(kind="oom" if _out_of_memory(error) else "failed", message=_explain(error, trial))
+    return RankReport(rank=rank, phases=phases, **found)
+
+
+def device_cpus(cpus: list[int], trial: Trial, rank: Rank) -> list[int]:
+    """Return this rank's own CPUs among its host's: as many for a device at every world size."""
+    devices = trial.world_size // rank.world_size
+    share = trial.threads_per_device * devices
+    return cpus[rank.local_rank * share : (rank.local_rank + 1) * share] or cpus
+
+
+def checksum(parameters: Mapping[str, NDArray[np.float32]]) -> str:
+    """Return a digest that is equal if and only if every parameter is equal to the bit."""
+    digest = hashlib.sha256()
+    for name, value in sorted(parameters.items()):
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(value).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _run(trial: Trial, rank: Rank, folder: Path, phases: dict[str, float], found: dict[str, Any]) -> None:
+    if rank.local_rank == 0:
+        found["host"] = this_host()
+    # From the start of the process: the interpreter and our own imports are part of what a job waits for.
+    phases["import"] = time.time() - float(os.environ.get("SCALESTUDY_STARTED_S", _IMPORTED_S))
+    with _timed(phases, "import"):
+        trainer_class = TRAINERS[trial.trainer].load()
+    with _timed(phases, "rendezvous"):
+        trainer = trainer_class(trial, rank)
+    with _timed(phases, "build"):
+        trainer.build()
+    with _timed(phases, "first_step"):
+        trainer.step()
+        trainer.synchronize()
+    found["software"] = capture(trainer, os.environ)
+
+    with _timed(phases, "warm_up"):
+        trainer.max_over_ranks(0.0)
+    measured = measure(trainer, trial.measurement, _progress(trial, rank, folder))
+    phases["warm_up"] += sum(window.end_s - window.start_s for window in measured.warm_up_windows)
+    found["warm_up_windows"] = tuple(measured.warm_up_windows)
+    found["warm_up_steady"] = measured.warm_up_steady
+    found["windows"] = tuple(measured.windows)
+    found["losses"] = tuple(measured.losses)
+    found["memory"] = trainer.memory()
+
+    replicas = trainer.replicas()
+    found["replicas"] = len(replicas)
+    found["parameter_count"] = sum(value.size for value in replicas[0].values())
+    found["parameter_checksums"] = tuple(checksum(replica) for replica in replicas)
+    with _timed(phases, "test"):
+        found["test_accuracy"] = trainer.test_accuracy()
+    trainer.close()
+
+
+def _progress(trial: Trial, rank: Rank, folder: Path) -> Any:
+    def write(measured: Measured) -> None:
+        if rank.rank != 0:
+            return
+        start_s, end_s, steps = (measured.windows or measured.warm_up_windows)[-1]
+        line = {
+            "phase": "measuring" if measured.windows else "warm-up",
+            "windows": len(measured.windows),
+            "images_per_s": trial.global_batch * steps / (end_s - start_s),
+        }
+        with (folder / "progress.jsonl").open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+    return write
+
+
+@contextmanager
+def _timed(phases: dict[str, float], name: str) -> Iterator[None]:
+    start_s = time.perf_counter()
+    try:
+        yield
+    finally:
+        phases[name] = phases.get(name, 0.0) + time.perf_counter() - start_s
+
+
+def _explain(error: Exception, trial: Trial) -> str:
+    """Return the error in one line; TensorFlow's own line does not name an image that it cannot decode."""
+    line = " ".join(str(error).split())
+    if trial.data.source == "images" and "Error" in type(error).__name__ and not isinstance(error, ValueError):
+        broken = first_unreadable(list_images(Path(trial.data.folder or "")).paths)
+        if broken:
+            return f"{broken}: not a readable image"
+    return f"{type(error).__name__}: {line[:500]}"
+
+
+def _out_of_memory(error: Exception) -> bool:
+    # By name: this module imports no framework.
+    names = {cls.__name__ for cls in type(error).__mro__}
+    return bool(names & {"OutOfMemoryError", "ResourceExhaustedError", "MemoryError"})
+
+
+def _die_with_launcher() -> None:
+    """Wait until the launcher's end of our stdin closes, however it died, and take our whole group with us."""
+    sys.stdin.buffer.read()
+    os.killpg(0, 9)
+
+
+if __name__ == "__main__":
+    main()
