@@ -19,9 +19,6 @@ from scalestudy.trainers.models import (
     Residual,
 )
 
-# Keras allows no '.' in a layer's name, the spec's names have them.
-_DOT = "|"
-
 
 def build(spec: ModelSpec) -> keras.Model:
     """Return the network: images n × size × size × channels to logits n × classes."""
@@ -42,7 +39,7 @@ def named_variables(network: keras.Model) -> dict[str, keras.Variable]:
     """Return the trainable variables by the spec's names, in the spec's order of a layer's parameters."""
     suffix = {"kernel": "weight", "gamma": "weight", "bias": "bias", "beta": "bias"}
     return {
-        f"{layer.name.replace(_DOT, '.')}.{suffix[variable.name]}": variable
+        f"{layer.name}.{suffix[variable.name]}": variable
         for layer in network.layers
         for variable in layer.trainable_variables
     }
@@ -71,11 +68,11 @@ def _layer(layer: Layer, x: keras.KerasTensor) -> keras.KerasTensor:
                 # Keras' padding="same" is asymmetric under a stride.
                 x = keras.layers.ZeroPadding2D(layer.padding)(x)
             return keras.layers.Conv2D(
-                layer.out, layer.kernel, layer.stride, use_bias=layer.bias, name=layer.name.replace(".", _DOT)
+                layer.out, layer.kernel, layer.stride, use_bias=layer.bias, name=layer.name
             )(x)
         case Norm():
             return keras.layers.BatchNormalization(
-                momentum=1 - BATCH_NORM_MOMENTUM, epsilon=BATCH_NORM_EPSILON, name=layer.name.replace(".", _DOT)
+                momentum=1 - BATCH_NORM_MOMENTUM, epsilon=BATCH_NORM_EPSILON, name=layer.name
             )(x)
         case Relu():
             return keras.layers.ReLU()(x)
@@ -90,6 +87,6 @@ def _layer(layer: Layer, x: keras.KerasTensor) -> keras.KerasTensor:
             # The spec flattens channel by channel; NHWC would mix them.
             return keras.layers.Flatten()(keras.layers.Permute((3, 1, 2))(x))
         case Dense():
-            return keras.layers.Dense(layer.out, name=layer.name.replace(".", _DOT))(x)
+            return keras.layers.Dense(layer.out, name=layer.name)(x)
         case Residual():
             return keras.layers.ReLU()(keras.layers.Add()([_apply(layer.body, x), _apply(layer.shortcut, x)]))

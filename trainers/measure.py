@@ -61,7 +61,7 @@ def measure(trainer: Trainer, plan: Measurement, progress: Callable[[Measured], 
         steps = steps_for(plan.window_s * _WARM_UP_SHARE, step_s)
         progress(seen)
 
-    steps = steps_for(plan.window_s, median(steps_s[-_WARM_UP_SPAN:])) if steps_s else 1
+    steps = steps_for(plan.window_s, min(steps_s[-_WARM_UP_SPAN:])) if steps_s else 1
     spent_s = 0.0
     while len(seen.windows) < plan.windows and spent_s < plan.measure_max_s:
         taken, step_s = window(steps)

@@ -43,10 +43,13 @@ class _TfDistribute:
             self._optimizer.build(self._network.trainable_variables)
         self._arrays = load_arrays(self._trial.data) if self._trial.data.source in ("digits", "mnist") else None
         if self._trial.data.source == "synthetic":
-            self._input = self._strategy.experimental_distribute_values_from_function(
-                lambda context: tf_data.resident_batch(
-                    self._trial, self._ranks[context.replica_id_in_sync_group - self._ranks.start]
+            self._input = tuple(
+                self._strategy.experimental_distribute_values_from_function(
+                    lambda context, part=part: tf_data.resident_batch(
+                        self._trial, context.replica_id_in_sync_group
+                    )[part]
                 )
+                for part in (0, 1)
             )
             self._train = tf.function(self._train_on_batch)
         else:

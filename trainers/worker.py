@@ -138,11 +138,14 @@ def _timed(phases: dict[str, float], name: str) -> Iterator[None]:
 def _explain(error: Exception, trial: Trial) -> str:
     """Return the error in one line; TensorFlow's own line does not name an image that it cannot decode."""
     line = " ".join(str(error).split())
+    if len(line) > 500:
+        # TensorFlow wraps a cause in pages: what was done stands first, why it failed last.
+        line = f"{line[:200]} … {line[-300:]}"
     if trial.data.source == "images" and "Error" in type(error).__name__ and not isinstance(error, ValueError):
         broken = first_unreadable(list_images(Path(trial.data.folder or "")).paths)
         if broken:
             return f"{broken}: not a readable image"
-    return f"{type(error).__name__}: {line[:500]}"
+    return f"{type(error).__name__}: {line}"
 
 
 def _out_of_memory(error: Exception) -> bool:

@@ -1,0 +1,190 @@
+"""Records to data frames: one row a trial, a window, a loss, a phase, a process."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from pydantic import ValidationError
+
+from scalestudy.trainers.files import RECORD_NAME, read_record
+from scalestudy.trainers.record import RankReport, Record
+from scalestudy.trainers.trial import Trial
+
+PHASES = ("import", "rendezvous", "build", "first_step", "warm_up")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Frames:
+    """A study's records as data frames; every frame but `trials` holds trials that ended ok.
+
+    trials: a row a trial. windows: trial, window, step_time_s (of the slowest rank). losses: trial, step, images, loss
+    (mean over processes). phases: trial, phase, seconds (of the slowest rank). memory: trial, rank, peak_memory_bytes.
+    """
+
+    trials: pd.DataFrame
+    windows: pd.DataFrame
+    losses: pd.DataFrame
+    phases: pd.DataFrame
+    memory: pd.DataFrame
+
+
+def record_files(out: Path) -> list[Path]:
+    """Return the records of a study's folder; raises ValueError where there are none."""
+    files = sorted((out / "trials").glob(f"*/{RECORD_NAME}"))
+    files = [file for file in files if ".unfinished-" not in file.parent.name]
+    if not files:
+        raise ValueError(f"{out}: no records there (trials/*/{RECORD_NAME}); give the --out folder of a `scalestudy run`")
+    return files
+
+
+def read_records(files: Iterable[Path], damaged: list[Path]) -> Iterator[Record]:
+    """Yield the records one by one, so that a big study fits into memory; damaged ones are listed instead."""
+    for file in files:
+        try:
+            yield read_record(file.parent)
+        except ValidationError:
+            damaged.append(file)
+
+
+def frames(records: Iterable[Record]) -> Frames:
+    """Return a study's data frames."""
+    trials: list[dict[str, Any]] = []
+    windows: list[pd.DataFrame] = []
+    losses: list[pd.DataFrame] = []
+    phases: list[tuple[str, str, float]] = []
+    memory: list[tuple[str, int, int]] = []
+    for record in records:
+        row = trial_row(record.trial) | {
+            "launcher": record.environment.launcher,
+            "outcome": record.outcome,
+            "reason": record.reason,
+            "started_at": record.environment.started_at,
+            "duration_s": record.environment.duration_s,
+        }
+        trials.append(row)
+        if record.outcome != "ok":
+            continue
+        seconds, steps = window_seconds(record.reports)
+        phase_s = slowest_phases(record.reports)
+        processes = [
+            (row["trial"], report.rank.rank, peak_memory_bytes(report)) for report in record.reports if report.memory
+        ]
+        # Slowest rank: the all-reduce makes every other rank wait for it.
+        row["measured_s"] = seconds.sum(axis=1).max()
+        row["measured_steps"] = steps.sum()
+        row["warm_up_steady"] = all(report.warm_up_steady for report in record.reports)
+        row["first_step_s"] = phase_s.get("first_step")
+        row["setup_s"] = sum(phase_s[phase] for phase in PHASES if phase in phase_s)
+        row["peak_memory_bytes"] = max((size for _, _, size in processes), default=None)
+        row["test_accuracy"] = record.reports[0].test_accuracy
+        row["parameter_count"] = record.reports[0].parameter_count
+        phases += [(row["trial"], phase, phase_s[phase]) for phase in PHASES if phase in phase_s]
+        memory += processes
+        windows.append(
+            pd.DataFrame({"step_time_s": seconds.max(axis=0) / steps}).assign(trial=row["trial"], window=range(len(steps)))
+        )
+        losses.append(_losses(record).assign(trial=row["trial"]))
+    return Frames(
+        trials=pd.DataFrame(trials).reindex(columns=_TRIAL_COLUMNS),
+        windows=_together(windows, ["trial", "window", "step_time_s"]),
+        losses=_together(losses, ["trial", "step", "images", "loss"]),
+        phases=pd.DataFrame(phases, columns=["trial", "phase", "seconds"]),
+        memory=pd.DataFrame(memory, columns=["trial", "rank", "peak_memory_bytes"]),
+    )
+
+
+def trial_row(trial: Trial) -> dict[str, Any]:
+    """Return what a trial is, as a row."""
+    data = trial.data
+    shape = f"{data.channels}×{data.image_size}×{data.image_size}"
+    batch, kind = (
+        (trial.per_device_batch, "per device") if trial.scaling == "weak" else (trial.global_batch, "in all")
+    )
+    source = data.source if data.folder is None else f"{data.source}:{Path(data.folder).name}"
+    return {
+        "trial": trial.id,
+        "trainer": trial.trainer,
+        "model": trial.model,
+        "world_size": trial.world_size,
+        "nodes": trial.nodes,
+        "repeat": trial.repeat,
+        "scaling": trial.scaling,
+        "per_device_batch": trial.per_device_batch,
+        "global_batch": trial.global_batch,
+        "precision": trial.precision,
+        "execution": trial.execution,
+        "data": data.name,
+        "device": trial.device,
+        "threads_per_device": trial.threads_per_device,
+        # Trials of one workload are the same work, whoever does it: only those are set against each other.
+        "workload": f"{trial.model}, {source} {shape}, batch {batch} {kind}, {trial.optimizer.name}, {trial.precision}, "
+        f"{trial.threads_per_device} thread{'s' if trial.threads_per_device > 1 else ''} a device"
+        if trial.device == "cpu"
+        else f"{trial.model}, {source} {shape}, batch {batch} {kind}, {trial.optimizer.name}, {trial.precision}",
+    }
+
+
+def window_seconds(reports: tuple[RankReport, ...]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Return each window's seconds, ranks × windows, and its steps, which are the same on every rank."""
+    stacked = np.array([report.windows for report in reports], dtype=np.float64)
+    return stacked[:, :, 1] - stacked[:, :, 0], stacked[0, :, 2].astype(np.int64)
+
+
+def slowest_phases(reports: tuple[RankReport, ...]) -> dict[str, float]:
+    """Return each phase's seconds on the rank that took longest."""
+    names = {name: None for report in reports for name in report.phases}
+    return {name: max(report.phases.get(name, 0.0) for report in reports) for name in names}
+
+
+def peak_memory_bytes(report: RankReport) -> int:
+    """Return the device's peak where the framework counts it, else what the process had resident."""
+    assert report.memory is not None
+    return report.memory.peak_allocated_bytes or report.memory.peak_resident_bytes
+
+
+def _losses(record: Record) -> pd.DataFrame:
+    by_rank = np.array([[loss for _, loss in report.losses] for report in record.reports], dtype=np.float64)
+    steps = np.array([step for step, _ in record.reports[0].losses])
+    return pd.DataFrame(
+        {"step": steps, "images": steps * record.trial.global_batch, "loss": by_rank.mean(axis=0)}
+    )
+
+
+def _together(parts: list[pd.DataFrame], columns: list[str]) -> pd.DataFrame:
+    return pd.concat(parts, ignore_index=True)[columns] if parts else pd.DataFrame(columns=columns)
+
+
+_TRIAL_COLUMNS = [
+    "trial",
+    "trainer",
+    "model",
+    "launcher",
+    "world_size",
+    "nodes",
+    "repeat",
+    "scaling",
+    "per_device_batch",
+    "global_batch",
+    "precision",
+    "execution",
+    "data",
+    "device",
+    "threads_per_device",
+    "workload",
+    "outcome",
+    "reason",
+    "started_at",
+    "duration_s",
+    "measured_s",
+    "measured_steps",
+    "warm_up_steady",
+    "first_step_s",
+    "setup_s",
+    "peak_memory_bytes",
+    "test_accuracy",
+    "parameter_count",
+]

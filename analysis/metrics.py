@@ -1,0 +1,240 @@
+"""Data frames to metrics: throughput, speedup, efficiency and their intervals over repeats."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy.stats import bootstrap
+
+# A series is a line in a plot: one trainer doing one work at several world sizes.
+SERIES = ["workload", "scaling", "device", "launcher", "trainer", "execution"]
+POINT = [*SERIES, "world_size"]
+CONFIDENCE = 0.95
+_RESAMPLES = 1999
+
+# What others read from results.csv and results.parquet (DESIGN, the command line).
+RESULT_COLUMNS = [
+    "trial",
+    "trainer",
+    "model",
+    "launcher",
+    "world_size",
+    "nodes",
+    "repeat",
+    "scaling",
+    "per_device_batch",
+    "global_batch",
+    "precision",
+    "execution",
+    "data",
+    "outcome",
+    "throughput_images_per_s",
+    "step_time_s",
+    "efficiency",
+    "speedup",
+    "compute_scaling",
+    "load_balance",
+    "communication",
+    "input",
+    "peak_memory_bytes",
+    "energy_j",
+    "setup_s",
+    "first_step_s",
+]
+
+
+def with_throughput(trials: pd.DataFrame) -> pd.DataFrame:
+    """Add throughput_images_per_s, global batch × steps over the slowest rank's time, and step_time_s."""
+    _need(trials, ["global_batch", "measured_steps", "measured_s"])
+    return trials.assign(
+        throughput_images_per_s=trials.global_batch * trials.measured_steps / trials.measured_s,
+        step_time_s=trials.measured_s / trials.measured_steps,
+    )
+
+
+def with_efficiency(trials: pd.DataFrame) -> pd.DataFrame:
+    """Add reference_world_size, speedup and efficiency against the series' smallest world size measured.
+
+    speedup(n) = throughput(n) / median throughput(reference); efficiency(n) = speedup(n) / (n / reference).
+    In weak and in strong scaling alike, since throughput counts images, not steps.
+    """
+    _need(trials, [*POINT, "throughput_images_per_s"])
+    measured = trials[trials.throughput_images_per_s.notna()]
+    smallest = measured.groupby(SERIES).world_size.min().rename("reference_world_size").reset_index()
+    with_reference = trials.merge(smallest, on=SERIES, how="left")
+    at_reference = with_reference[with_reference.world_size == with_reference.reference_world_size]
+    reference = at_reference.groupby(SERIES).throughput_images_per_s.median().rename("_reference").reset_index()
+    joined = with_reference.merge(reference, on=SERIES, how="left")
+    speedup = joined.throughput_images_per_s / joined._reference
+    return joined.drop(columns="_reference").assign(
+        speedup=speedup, efficiency=speedup * joined.reference_world_size / joined.world_size
+    )
+
+
+def results(trials: pd.DataFrame) -> pd.DataFrame:
+    """Return the table others rely on, a row a trial, empty where nothing was measured."""
+    return trials.reindex(columns=RESULT_COLUMNS).sort_values(
+        ["model", "data", "trainer", "world_size", "repeat"], ignore_index=True
+    )
+
+
+def points(trials: pd.DataFrame) -> pd.DataFrame:
+    """Return a row a point: medians over its repeats with 95 % bootstrap intervals (_low, _high).
+
+    Efficiency's and speedup's intervals hold the reference's own uncertainty: both are resampled. One repeat has no
+    interval, and neither has the reference's efficiency, which is 1 by definition.
+    """
+    _need(trials, [*POINT, "throughput_images_per_s", "reference_world_size"])
+    measured = trials[trials.throughput_images_per_s.notna()]
+    groups = measured.groupby(POINT, sort=True)
+    table = groups.agg(
+        per_device_batch=("per_device_batch", "first"),
+        global_batch=("global_batch", "first"),
+        reference_world_size=("reference_world_size", "first"),
+        repeats=("throughput_images_per_s", "size"),
+        throughput_images_per_s=("throughput_images_per_s", "median"),
+        step_time_s=("step_time_s", "median"),
+        setup_s=("setup_s", "median"),
+        first_step_s=("first_step_s", "median"),
+        peak_memory_bytes=("peak_memory_bytes", "median"),
+        steady=("warm_up_steady", "all"),
+    ).reset_index()
+    if table.empty:
+        return table
+    samples = {key: group.to_numpy() for key, group in groups.throughput_images_per_s}
+    own = [samples[tuple(row)] for row in table[POINT].itertuples(index=False)]
+    reference = [
+        samples[(*tuple(row)[:-1], size)]
+        for row, size in zip(table[POINT].itertuples(index=False), table.reference_world_size, strict=True)
+    ]
+    at_reference = table.world_size == table.reference_world_size
+    low, high = median_intervals(own)
+    ratio = np.array([np.median(a) / np.median(b) for a, b in zip(own, reference, strict=True)])
+    ratio_low, ratio_high = ratio_intervals(own, reference)
+    ratio_low[at_reference], ratio_high[at_reference] = np.nan, np.nan
+    ideal = table.world_size / table.reference_world_size
+    return table.assign(
+        throughput_low=low,
+        throughput_high=high,
+        throughput_per_device=table.throughput_images_per_s / table.world_size,
+        throughput_per_device_low=low / table.world_size,
+        throughput_per_device_high=high / table.world_size,
+        speedup=ratio,
+        speedup_low=ratio_low,
+        speedup_high=ratio_high,
+        efficiency=ratio / ideal,
+        efficiency_low=ratio_low / ideal,
+        efficiency_high=ratio_high / ideal,
+    )
+
+
+def comparisons(table: pd.DataFrame, trials: pd.DataFrame) -> pd.DataFrame:
+    """Return a row for the fastest trainer against each other one, at each workload and world size.
+
+    ratio is of median throughputs, with its bootstrap interval. `shown` is false where the two throughputs' own
+    intervals overlap, and where either was measured once.
+    """
+    _need(table, [*POINT, "throughput_low", "throughput_high"])
+    measured = trials[trials.throughput_images_per_s.notna()]
+    samples = {key: group.to_numpy() for key, group in measured.groupby(POINT).throughput_images_per_s}
+    rows: list[dict[str, Any]] = []
+    faster: list[NDArray[np.float64]] = []
+    slower: list[NDArray[np.float64]] = []
+    work = [column for column in SERIES if column not in ("trainer", "execution")]
+    for key, group in table.groupby([*work, "world_size"], sort=True):
+        ranked = group.sort_values("throughput_images_per_s", ascending=False)
+        best = ranked.iloc[0]
+        for _, other in ranked.iloc[1:].iterrows():
+            faster.append(samples[tuple(best[POINT])])
+            slower.append(samples[tuple(other[POINT])])
+            rows.append(
+                dict(zip([*work, "world_size"], key, strict=True))
+                | {
+                    "faster": best.trainer,
+                    "slower": other.trainer,
+                    "ratio": best.throughput_images_per_s / other.throughput_images_per_s,
+                    "repeats": min(best.repeats, other.repeats),
+                    "shown": bool(best.throughput_low > other.throughput_high),
+                }
+            )
+    low, high = ratio_intervals(faster, slower)
+    columns = [*work, "world_size", "faster", "slower", "ratio", "repeats", "shown"]
+    return pd.DataFrame(rows, columns=columns).assign(ratio_low=low, ratio_high=high)
+
+
+def step_time_spread(windows: pd.DataFrame, trials: pd.DataFrame) -> pd.DataFrame:
+    """Return a row a point: 5th, 25th, 50th, 75th and 95th percentile of its windows' step times."""
+    joined = windows.merge(trials[["trial", *POINT]], on="trial")
+    quantiles = joined.groupby(POINT).step_time_s.quantile([0.05, 0.25, 0.5, 0.75, 0.95]).unstack()
+    return quantiles.set_axis(["p05_s", "p25_s", "p50_s", "p75_s", "p95_s"], axis=1).reset_index()
+
+
+def phase_times(phases: pd.DataFrame, trials: pd.DataFrame) -> pd.DataFrame:
+    """Return a row a point and phase: the median seconds over its repeats."""
+    joined = phases.merge(trials[["trial", *POINT]], on="trial")
+    return joined.groupby([*POINT, "phase"], sort=False).seconds.median().reset_index()
+
+
+def loss_curves(losses: pd.DataFrame, trials: pd.DataFrame) -> pd.DataFrame:
+    """Return the losses on real data, each with its point; images counts what all ranks have seen."""
+    real = trials[~trials.data.str.startswith("synthetic")]
+    return losses.merge(real[["trial", "repeat", *POINT]], on="trial")
+
+
+def coverage(repeats: int) -> float:
+    """Return how often the range of so many repeats holds the true median: 1 - 2^(1 - n), for any distribution.
+
+    The bootstrap can give no wider interval than the range, so fewer than six repeats cannot reach 95 %.
+    (Order statistics: David & Nagaraja 2003, section 7.1.)
+    """
+    return 1 - 2.0 ** (1 - repeats)
+
+
+def median_intervals(samples: list[NDArray[np.float64]]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return lower and upper ends of the median's percentile-bootstrap interval (Efron & Tibshirani 1993), a row each."""
+    return _intervals([(sample,) for sample in samples], lambda a, axis: np.median(a, axis=axis))
+
+
+def ratio_intervals(
+    above: list[NDArray[np.float64]], below: list[NDArray[np.float64]]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the same for median(above) / median(below), both resampled independently."""
+    return _intervals(
+        list(zip(above, below, strict=True)),
+        lambda a, b, axis: np.median(a, axis=axis) / np.median(b, axis=axis),
+    )
+
+
+def _intervals(
+    samples: list[tuple[NDArray[np.float64], ...]], statistic: Callable[..., NDArray[np.float64]]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Bootstrap all samples of the same sizes in one go; no interval where one of them has a single value."""
+    low, high = np.full(len(samples), np.nan), np.full(len(samples), np.nan)
+    by_size: dict[tuple[int, ...], list[int]] = {}
+    for index, sample in enumerate(samples):
+        by_size.setdefault(tuple(map(len, sample)), []).append(index)
+    for sizes, rows in by_size.items():
+        if min(sizes) < 2:
+            continue
+        stacked = tuple(np.stack([samples[row][part] for row in rows]) for part in range(len(sizes)))
+        interval = bootstrap(
+            stacked,
+            statistic,
+            axis=1,
+            n_resamples=_RESAMPLES,
+            batch=100,
+            confidence_level=CONFIDENCE,
+            method="percentile",
+            vectorized=True,
+            rng=np.random.default_rng(0),
+        ).confidence_interval
+        low[rows], high[rows] = interval.low, interval.high
+    return low, high
+
+
+def _need(frame: pd.DataFrame, columns: list[str]) -> None:
+    missing = [column for column in columns if column not in frame]
+    if missing:
+        raise ValueError(f"the data frame has no column {', '.join(missing)}; it has {', '.join(frame.columns)}")
