@@ -14,7 +14,8 @@ from scalestudy.trainers.files import RECORD_NAME, read_record
 from scalestudy.trainers.record import RankReport, Record
 from scalestudy.trainers.trial import Trial
 
-PHASES = ("import", "rendezvous", "build", "first_step", "warm_up")
+SETUP_PHASES = ("import", "rendezvous", "build", "first_step")
+PHASES = (*SETUP_PHASES, "warm_up")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +38,9 @@ def record_files(out: Path) -> list[Path]:
     files = sorted((out / "trials").glob(f"*/{RECORD_NAME}"))
     files = [file for file in files if ".unfinished-" not in file.parent.name]
     if not files:
-        raise ValueError(f"{out}: no records there (trials/*/{RECORD_NAME}); give the --out folder of a `scalestudy run`")
+        raise ValueError(
+            f"{out}: no records there (trials/*/{RECORD_NAME}); give the --out folder of a `scalestudy run`"
+        )
     return files
 
 
@@ -78,14 +81,16 @@ def frames(records: Iterable[Record]) -> Frames:
         row["measured_steps"] = steps.sum()
         row["warm_up_steady"] = all(report.warm_up_steady for report in record.reports)
         row["first_step_s"] = phase_s.get("first_step")
-        row["setup_s"] = sum(phase_s[phase] for phase in PHASES if phase in phase_s)
+        row["setup_s"] = sum(phase_s[phase] for phase in SETUP_PHASES if phase in phase_s)
         row["peak_memory_bytes"] = max((size for _, _, size in processes), default=None)
         row["test_accuracy"] = record.reports[0].test_accuracy
         row["parameter_count"] = record.reports[0].parameter_count
         phases += [(row["trial"], phase, phase_s[phase]) for phase in PHASES if phase in phase_s]
         memory += processes
         windows.append(
-            pd.DataFrame({"step_time_s": seconds.max(axis=0) / steps}).assign(trial=row["trial"], window=range(len(steps)))
+            pd.DataFrame({"step_time_s": seconds.max(axis=0) / steps}).assign(
+                trial=row["trial"], window=range(len(steps))
+            )
         )
         losses.append(_losses(record).assign(trial=row["trial"]))
     return Frames(
@@ -100,11 +105,17 @@ def frames(records: Iterable[Record]) -> Frames:
 def trial_row(trial: Trial) -> dict[str, Any]:
     """Return what a trial is, as a row."""
     data = trial.data
-    shape = f"{data.channels}×{data.image_size}×{data.image_size}"
-    batch, kind = (
-        (trial.per_device_batch, "per device") if trial.scaling == "weak" else (trial.global_batch, "in all")
-    )
     source = data.source if data.folder is None else f"{data.source}:{Path(data.folder).name}"
+    weak = trial.scaling == "weak"
+    work = [
+        trial.model,
+        f"{source} {data.channels}×{data.image_size}×{data.image_size}",
+        f"{trial.per_device_batch} images a device" if weak else f"{trial.global_batch} images a step",
+        trial.optimizer.name,
+        trial.precision,
+    ]
+    if trial.device == "cpu":
+        work.append(f"{trial.threads_per_device} CPU{'s' if trial.threads_per_device > 1 else ''} a device")
     return {
         "trial": trial.id,
         "trainer": trial.trainer,
@@ -121,10 +132,7 @@ def trial_row(trial: Trial) -> dict[str, Any]:
         "device": trial.device,
         "threads_per_device": trial.threads_per_device,
         # Trials of one workload are the same work, whoever does it: only those are set against each other.
-        "workload": f"{trial.model}, {source} {shape}, batch {batch} {kind}, {trial.optimizer.name}, {trial.precision}, "
-        f"{trial.threads_per_device} thread{'s' if trial.threads_per_device > 1 else ''} a device"
-        if trial.device == "cpu"
-        else f"{trial.model}, {source} {shape}, batch {batch} {kind}, {trial.optimizer.name}, {trial.precision}",
+        "workload": ", ".join(work),
     }
 
 
@@ -149,9 +157,7 @@ def peak_memory_bytes(report: RankReport) -> int:
 def _losses(record: Record) -> pd.DataFrame:
     by_rank = np.array([[loss for _, loss in report.losses] for report in record.reports], dtype=np.float64)
     steps = np.array([step for step, _ in record.reports[0].losses])
-    return pd.DataFrame(
-        {"step": steps, "images": steps * record.trial.global_batch, "loss": by_rank.mean(axis=0)}
-    )
+    return pd.DataFrame({"step": steps, "images": steps * record.trial.global_batch, "loss": by_rank.mean(axis=0)})
 
 
 def _together(parts: list[pd.DataFrame], columns: list[str]) -> pd.DataFrame:

@@ -89,18 +89,22 @@ def points(trials: pd.DataFrame) -> pd.DataFrame:
     _need(trials, [*POINT, "throughput_images_per_s", "reference_world_size"])
     measured = trials[trials.throughput_images_per_s.notna()]
     groups = measured.groupby(POINT, sort=True)
-    table = groups.agg(
-        per_device_batch=("per_device_batch", "first"),
-        global_batch=("global_batch", "first"),
-        reference_world_size=("reference_world_size", "first"),
-        repeats=("throughput_images_per_s", "size"),
-        throughput_images_per_s=("throughput_images_per_s", "median"),
-        step_time_s=("step_time_s", "median"),
-        setup_s=("setup_s", "median"),
-        first_step_s=("first_step_s", "median"),
-        peak_memory_bytes=("peak_memory_bytes", "median"),
-        steady=("warm_up_steady", "all"),
-    ).reset_index()
+    table = (
+        groups.agg(
+            per_device_batch=("per_device_batch", "first"),
+            global_batch=("global_batch", "first"),
+            reference_world_size=("reference_world_size", "first"),
+            repeats=("throughput_images_per_s", "size"),
+            throughput_images_per_s=("throughput_images_per_s", "median"),
+            step_time_s=("step_time_s", "median"),
+            setup_s=("setup_s", "median"),
+            first_step_s=("first_step_s", "median"),
+            peak_memory_bytes=("peak_memory_bytes", "median"),
+            steady=("warm_up_steady", "all"),
+        )
+        .reset_index()
+        .astype({"reference_world_size": int})
+    )
     if table.empty:
         return table
     samples = {key: group.to_numpy() for key, group in groups.throughput_images_per_s}

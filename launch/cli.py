@@ -26,7 +26,8 @@ app = typer.Typer(
 
 StudyFile = Annotated[Path, typer.Argument(metavar="STUDY.yaml", help="The study file.", show_default=False)]
 Out = Annotated[
-    Path | None, typer.Option("--out", help="Where records go; a run there goes on where the last one stopped.")
+    Path | None,
+    typer.Option("--out", help="Where records go; a run there goes on where the last one stopped."),
 ]
 
 

@@ -27,9 +27,16 @@ class Finding:
 def findings() -> list[Finding]:
     """Look at this machine; nothing is imported that takes long."""
     host = this_host()
-    gpus = f"{len(host.gpus)} × {host.gpus[0]}, driver {host.nvidia_driver}" if host.gpus else "none with an NVIDIA driver"
+    gpus = (
+        f"{len(host.gpus)} × {host.gpus[0]}, driver {host.nvidia_driver}" if host.gpus else "none with an NVIDIA driver"
+    )
     found = [
-        Finding(group="machine", subject="CPU", ready=True, detail=f"{host.cpu_count} usable CPUs, {host.cpu_model}"),
+        Finding(
+            group="machine",
+            subject="CPU",
+            ready=True,
+            detail=f"{host.cpu_count} usable CPUs, {host.cpu_model}",
+        ),
         Finding(group="machine", subject="memory", ready=True, detail=f"{host.memory_bytes / 2**30:.0f} GiB"),
         Finding(
             group="machine",

@@ -35,7 +35,9 @@ class StudyFolder:
                 raise InputError(f"{self.path}: --out: is not empty and holds no study; name another folder")
             owner = json.loads(marker.read_text()).get("study")
             if owner != study_name:
-                raise InputError(f"{self.path}: --out: holds the study {owner!r}, not {study_name!r}; name another folder")
+                raise InputError(
+                    f"{self.path}: --out: holds the study {owner!r}, not {study_name!r}; name another folder"
+                )
             self.trials_path.mkdir(exist_ok=True)
             if not os.access(self.trials_path, os.W_OK):
                 raise PermissionError(13, "Permission denied")
@@ -75,9 +77,7 @@ class StudyFolder:
     def damaged(self, trials: Sequence[Trial]) -> list[Path]:
         """Return the records of these trials that are there and cannot be read."""
         files = [self.trial_path(trial) / RECORD_NAME for trial in trials]
-        return [
-            file for file, trial in zip(files, trials, strict=True) if file.exists() and self.record(trial) is None
-        ]
+        return [file for file, trial in zip(files, trials, strict=True) if file.exists() and self.record(trial) is None]
 
     def begin(self, trial: Trial) -> Path:
         """Return a new folder with the trial's spec; what an earlier attempt left is kept beside it."""

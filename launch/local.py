@@ -66,7 +66,14 @@ class LocalLauncher:
 def local_ranks(count: int) -> list[Rank]:
     """Return the ranks of one host."""
     return [
-        Rank(rank=i, world_size=count, local_rank=i, local_world_size=count, node_rank=0, host=os.uname().nodename)
+        Rank(
+            rank=i,
+            world_size=count,
+            local_rank=i,
+            local_world_size=count,
+            node_rank=0,
+            host=os.uname().nodename,
+        )
         for i in range(count)
     ]
 

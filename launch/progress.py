@@ -9,7 +9,14 @@ from statistics import median
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
 
 from scalestudy.trainers.record import Record
 from scalestudy.trainers.trial import Trial
@@ -111,9 +118,7 @@ class LiveBar(PlainLines):
         with suppress(OSError, IndexError, json.JSONDecodeError):
             assert self._folder is not None
             line = json.loads((self._folder / "progress.jsonl").read_text().splitlines()[-1])
-            self._bar.update(
-                self._task, live=f"{line['phase']} · {line['images_per_s']:,.0f} images/s · {self.left()}"
-            )
+            self._bar.update(self._task, live=f"{line['phase']} · {line['images_per_s']:,.0f} images/s · {self.left()}")
 
     def finished(self, record: Record) -> None:
         """Print the line and move the bar."""

@@ -66,9 +66,7 @@ def run_trials(
         observer.finished(run_trial(trial, folder, launcher, origin, observer))
 
 
-def run_trial(
-    trial: Trial, folder: StudyFolder, launcher: Launcher, origin: Origin, observer: Observer
-) -> Record:
+def run_trial(trial: Trial, folder: StudyFolder, launcher: Launcher, origin: Origin, observer: Observer) -> Record:
     """Run one trial in a folder of its own and write its record last."""
     path = folder.begin(trial)
     observer.started(trial, path)

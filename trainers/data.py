@@ -24,7 +24,12 @@ CROP_RATIO = (3 / 4, 4 / 3)
 # `synthetic-host` makes so many batches on the host and copies one in turn to the device each step.
 HOST_BATCHES = 8
 
-_MNIST_FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+_MNIST_FILES = (
+    "train-images-idx3-ubyte",
+    "train-labels-idx1-ubyte",
+    "t10k-images-idx3-ubyte",
+    "t10k-labels-idx1-ubyte",
+)
 _IDX_DTYPES = {0x08: np.dtype(np.uint8)}
 
 
@@ -155,14 +160,19 @@ def _read_idx(path: Path) -> NDArray[np.uint8]:
     offset = 4 + 4 * raw[3]
     shape = tuple(int(size) for size in np.frombuffer(raw, dtype=">u4", count=raw[3], offset=4))
     if len(raw) - offset != math.prod(shape):
-        raise ValueError(f"{path}: {len(raw) - offset} bytes of values where its header {shape} says {math.prod(shape)}")
+        raise ValueError(
+            f"{path}: {len(raw) - offset} bytes of values where its header {shape} says {math.prod(shape)}"
+        )
     return np.frombuffer(raw, dtype=np.uint8, offset=offset).reshape(shape)
 
 
 def _padded(images: NDArray[np.uint8], size: int) -> Images:
     """Centre n × h × w images on size × size with a border of zeros, as LeNet-5 was trained."""
     border = [(size - side) // 2 for side in images.shape[1:]]
-    padding = [(0, 0), *((before, size - side - before) for before, side in zip(border, images.shape[1:], strict=True))]
+    padding = [
+        (0, 0),
+        *((before, size - side - before) for before, side in zip(border, images.shape[1:], strict=True)),
+    ]
     return np.pad(images, padding)[:, None].astype(np.float32)
 
 

@@ -67,9 +67,7 @@ def _layer(layer: Layer, x: keras.KerasTensor) -> keras.KerasTensor:
             if layer.padding:
                 # Keras' padding="same" is asymmetric under a stride.
                 x = keras.layers.ZeroPadding2D(layer.padding)(x)
-            return keras.layers.Conv2D(
-                layer.out, layer.kernel, layer.stride, use_bias=layer.bias, name=layer.name
-            )(x)
+            return keras.layers.Conv2D(layer.out, layer.kernel, layer.stride, use_bias=layer.bias, name=layer.name)(x)
         case Norm():
             return keras.layers.BatchNormalization(
                 momentum=1 - BATCH_NORM_MOMENTUM, epsilon=BATCH_NORM_EPSILON, name=layer.name

@@ -9,7 +9,19 @@ from scalestudy.trainers.record import Software
 from scalestudy.trainers.trainer import Trainer
 
 # Variables that change what a framework computes with, or how it communicates.
-_GOVERNING = ("CUDA_", "GLOO_", "GRPC_", "KMP_", "MKL_", "NCCL_", "OMP_", "OPENBLAS_", "TF_", "TORCH_", "XLA_")
+_GOVERNING = (
+    "CUDA_",
+    "GLOO_",
+    "GRPC_",
+    "KMP_",
+    "MKL_",
+    "NCCL_",
+    "OMP_",
+    "OPENBLAS_",
+    "TF_",
+    "TORCH_",
+    "XLA_",
+)
 
 
 def capture(trainer: Trainer, environ: Mapping[str, str]) -> Software:

@@ -52,9 +52,7 @@ def dataset(trial: Trial, ranks: range, arrays: Arrays | None) -> Any:
 
 
 def _from_host(trial: Trial, ranks: range) -> Any:
-    made = [
-        synthetic_batches(trial.data, trial.per_device_batch, HOST_BATCHES, trial.seed, rank) for rank in ranks
-    ]
+    made = [synthetic_batches(trial.data, trial.per_device_batch, HOST_BATCHES, trial.seed, rank) for rank in ranks]
     # Batch by batch, and within one batch rank by rank.
     images = np.stack([to_nhwc(images) for images, _ in made], axis=1)
     labels = np.stack([labels for _, labels in made], axis=1)
@@ -115,8 +113,6 @@ def _index_batches(trial: Trial, ranks: range, count: int) -> Any:
     epoch_rows(0)
     return tf.data.Dataset.counter().flat_map(
         lambda epoch: tf.data.Dataset.from_tensor_slices(
-            tf.ensure_shape(
-                tf.numpy_function(epoch_rows, [epoch], tf.int64), [None, trial.per_device_batch]
-            )
+            tf.ensure_shape(tf.numpy_function(epoch_rows, [epoch], tf.int64), [None, trial.per_device_batch])
         )
     )

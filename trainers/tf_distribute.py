@@ -45,9 +45,9 @@ class _TfDistribute:
         if self._trial.data.source == "synthetic":
             self._input = tuple(
                 self._strategy.experimental_distribute_values_from_function(
-                    lambda context, part=part: tf_data.resident_batch(
-                        self._trial, context.replica_id_in_sync_group
-                    )[part]
+                    lambda context, part=part: tf_data.resident_batch(self._trial, context.replica_id_in_sync_group)[
+                        part
+                    ]
                 )
                 for part in (0, 1)
             )
@@ -172,9 +172,7 @@ class TfMirrored(_TfDistribute):
                 tf.config.experimental.set_memory_growth(gpu, True)
         else:
             cpu = tf.config.list_physical_devices("CPU")[0]
-            tf.config.set_logical_device_configuration(
-                cpu, [tf.config.LogicalDeviceConfiguration()] * trial.world_size
-            )
+            tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * trial.world_size)
         devices = [device.name for device in tf.config.list_logical_devices(trial.device.upper())]
         super().__init__(trial, tf.distribute.MirroredStrategy(devices), range(trial.world_size))
 
@@ -183,9 +181,7 @@ def make_optimizer(chosen: Optimizer) -> keras.Optimizer:
     """Return Keras' SGD with momentum or Adam with torch's constants."""
     if chosen.name == "sgd":
         return keras.optimizers.SGD(chosen.learning_rate, momentum=chosen.momentum)
-    return keras.optimizers.Adam(
-        chosen.learning_rate, beta_1=ADAM_BETAS[0], beta_2=ADAM_BETAS[1], epsilon=ADAM_EPSILON
-    )
+    return keras.optimizers.Adam(chosen.learning_rate, beta_1=ADAM_BETAS[0], beta_2=ADAM_BETAS[1], epsilon=ADAM_EPSILON)
 
 
 def _configure(trial: Trial, devices: int) -> None:

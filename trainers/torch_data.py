@@ -101,7 +101,8 @@ def _resident(trial: Trial, rank: int, device: torch.device) -> Iterator[Batch]:
 
 def _from_host(trial: Trial, rank: int, device: torch.device) -> Iterator[Batch]:
     images, labels = map(
-        torch.from_numpy, synthetic_batches(trial.data, trial.per_device_batch, HOST_BATCHES, trial.seed, rank)
+        torch.from_numpy,
+        synthetic_batches(trial.data, trial.per_device_batch, HOST_BATCHES, trial.seed, rank),
     )
     if device.type == "cuda":
         images, labels = images.pin_memory(), labels.pin_memory()

@@ -79,7 +79,10 @@ class TorchDdp:
     def test_accuracy(self) -> float | None:
         if self._arrays is None:
             return None
-        images, labels = torch.from_numpy(self._arrays.test_images), torch.from_numpy(self._arrays.test_labels)
+        images, labels = (
+            torch.from_numpy(self._arrays.test_images),
+            torch.from_numpy(self._arrays.test_labels),
+        )
         self._network.eval()
         with torch.no_grad():
             right = sum(

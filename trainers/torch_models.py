@@ -52,8 +52,7 @@ def load(network: nn.Module, values: Parameters) -> None:
 def named_parameters(network: nn.Module) -> dict[str, nn.Parameter]:
     """Return the network's parameters by the spec's names: a layer's own, not the path it is nested under."""
     return {
-        ".".join(path.split(".")[-2:]).replace("/", "."): parameter
-        for path, parameter in network.named_parameters()
+        ".".join(path.split(".")[-2:]).replace("/", "."): parameter for path, parameter in network.named_parameters()
     }
 
 
