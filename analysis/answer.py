@@ -63,8 +63,8 @@ def _scales(rows: pd.DataFrame) -> Iterator[str]:
         else:
             first = poor.iloc[0]
             yield (
-                f"{trainer}'s efficiency falls below {EFFICIENCY_FLOOR:.0%} on {devices(first.world_size)}: {_share(first)} "
-                f"of the throughput per device on {devices(reference)}, a speedup of {first.speedup:.2f}×."
+                f"{trainer}'s efficiency falls below {EFFICIENCY_FLOOR:.0%} on {devices(first.world_size)}: "
+                f"{_share(first)} of that on {devices(reference)}, a speedup of {first.speedup:.2f}×."
             )
         slower = beyond[beyond.speedup_high < 1]
         if not slower.empty:

@@ -35,9 +35,9 @@ MARKERS = {
 }
 _PHASE_COLOURS = dict(zip(PHASES, ["#332288", "#88CCEE", "#44AA99", "#DDCC77", "#CC6677"], strict=True))
 _PHASE_NAMES = {"first_step": "first step", "warm_up": "warm-up"}
-_IDEAL = {"color": "#777777", "linestyle": (0, (4, 3)), "linewidth": 1.2, "zorder": 1}
+_IDEAL: dict[str, Any] = {"color": "#777777", "linestyle": (0, (4, 3)), "linewidth": 1.2, "zorder": 1}
 _COLUMNS = 3
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "axes.grid": True,
     "axes.titlelocation": "left",
     "axes.titlesize": 10,
@@ -92,7 +92,7 @@ def throughput_per_device(points: pd.DataFrame) -> Figure:
 
     def from_zero(axes: Axes, rows: pd.DataFrame) -> None:
         axes.set_ylim(0, 1.15 * rows[["throughput_per_device", "throughput_per_device_high"]].max().max())
-        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.4g}"))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
 
     return _scaling(
         points,

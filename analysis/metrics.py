@@ -197,7 +197,7 @@ def coverage(repeats: int) -> float:
 
 
 def median_intervals(samples: list[NDArray[np.float64]]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return lower and upper ends of the median's percentile-bootstrap interval (Efron & Tibshirani 1993), a row each."""
+    """Return both ends of every sample's percentile-bootstrap interval of the median (Efron & Tibshirani 1993)."""
     return _intervals([(sample,) for sample in samples], lambda a, axis: np.median(a, axis=axis))
 
 

@@ -170,11 +170,17 @@ def _data_uri(figure: Figure) -> str:
 
 
 _CAPTIONS = {
-    "efficiency": "Throughput per device over that at the smallest world size measured. 100 % means that no device's time is lost to scaling.",
-    "throughput_per_device": "The same in absolute terms: a trainer that scales badly from a high start may still be the faster one.",
-    "speedup": "Throughput over that at the smallest world size measured; the dashed line is where every added device counts in full.",
+    "efficiency": "Throughput per device over that at the smallest world size measured. "
+    "100 % means that no device's time is lost to scaling.",
+    "throughput_per_device": "The same in absolute terms: a trainer that scales badly from a high start "
+    "may still be the faster one.",
+    "speedup": "Throughput over that at the smallest world size measured; "
+    "the dashed line is where every added device counts in full.",
     "step_time": "Seconds a step of the slowest rank, window by window, over all repeats.",
-    "memory": "Median over repeats of the fullest process: the device allocator's peak on GPU, the resident set on CPU. A tf-mirrored process holds all devices of its node.",
-    "set_up": "Median over repeats, slowest rank. Framework import, meeting the other ranks, building model and input, the first step (with compilation), and the warm-up.",
-    "loss_curves": "All trainers start from the same parameters and see the same shards, so the curves of one world size should lie together.",
+    "memory": "Median over repeats of the fullest process: on GPU the device allocator's peak, on CPU the resident "
+    "set. A tf-mirrored process holds all devices of its node.",
+    "set_up": "Median over repeats, slowest rank. Framework import, meeting the other ranks, building model and input, "
+    "the first step (with compilation), and the warm-up.",
+    "loss_curves": "All trainers start from the same parameters and see the same shards, "
+    "so the curves of one world size should lie together.",
 }

@@ -21,7 +21,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="How many GPUs should this training job use, where does its scaling break, and which framework is faster here?",
+    help="How many GPUs should this training job use, where does its scaling break, which framework is faster here?",
 )
 
 StudyFile = Annotated[Path, typer.Argument(metavar="STUDY.yaml", help="The study file.", show_default=False)]

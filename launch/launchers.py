@@ -1,6 +1,5 @@
 """The launchers there are."""
 
-import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -21,6 +20,6 @@ def make_launcher(name: str, study: Study, path: Path, device: Device) -> Launch
     except ValueError as error:
         raise InputError(f"--launcher: {error}") from None
     for trainer, interpreter in study.environments.items():
-        if shutil.which(os.path.expanduser(interpreter)) is None:
+        if shutil.which(Path(interpreter).expanduser()) is None:
             raise InputError(f"{path}: environments.{trainer}: {interpreter!r} is no program that can be run")
     return LAUNCHERS[name](device, study.environments)

@@ -198,7 +198,7 @@ def _data(study: Study, model: ModelEntry, path: Path) -> Data:
     except (ValueError, OSError) as error:
         raise InputError(f"{path}: {field}: {error}") from None
     usual = {"channels": 1, "image_size": 32, "classes": 10}
-    if model.name != "cnn" and not (fixed.get("channels") == 1):
+    if model.name != "cnn" and fixed.get("channels") != 1:
         usual = {"channels": 3, "image_size": 224, "classes": 1000}
     given = model.model_dump(include={"channels", "image_size", "classes"}, exclude_none=True)
     for name in fixed.keys() & given.keys():
@@ -206,12 +206,12 @@ def _data(study: Study, model: ModelEntry, path: Path) -> Data:
             raise InputError(
                 f"{path}: models.{model.name}.{name}: {given[name]}, but {text} has {fixed[name]}; leave it out"
             )
-    shape = usual | fixed | given
+    shape = {**usual, **fixed, **given}
     if source == "mnist" and shape["image_size"] < 28:
         raise InputError(f"{path}: models.{model.name}.image_size: {shape['image_size']}, but MNIST's images have 28")
     data = Data.model_validate({"source": source, "folder": str(folder) if folder else None, **shape})
     try:
-        model_spec(model.name, **shape)
+        model_spec(model.name, data)
     except ValueError as error:
         raise InputError(f"{path}: models.{model.name}.image_size: {shape['image_size']}: {error}") from None
     return data
@@ -232,8 +232,8 @@ def _line(mistake: ErrorDetails) -> str:
     """Say one of pydantic's findings in our words."""
     where = ".".join(map(str, mistake["loc"]))
     if mistake["type"] == "extra_forbidden":
-        parents = {"models": ModelEntry, "optimizer": Optimizer, "measurement": Measurement}
-        model = parents.get(str(mistake["loc"][0]), Study) if len(mistake["loc"]) > 1 else Study
+        parents: dict[str, type[Frozen]] = {"models": ModelEntry, "optimizer": Optimizer, "measurement": Measurement}
+        model: type[Frozen] = parents.get(str(mistake["loc"][0]), Study) if len(mistake["loc"]) > 1 else Study
         fields = [field.alias or name for name, field in model.model_fields.items()]
         try:
             known("field", str(mistake["loc"][-1]), fields)

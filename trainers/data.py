@@ -51,9 +51,11 @@ class ImageFiles:
     labels: Labels
 
 
-def load_arrays(data: Data) -> Arrays:
-    """Return digits or MNIST; raises ValueError naming a file that is missing or damaged."""
-    return _digits(data.image_size) if data.source == "digits" else _mnist(Path(data.folder or ""), data.image_size)
+def load_arrays(data: Data) -> Arrays | None:
+    """Return digits or MNIST, None for other sources; raises ValueError naming a file that is missing or damaged."""
+    if data.source == "mnist":
+        return _mnist(Path(data.folder or ""), data.image_size)
+    return _digits(data.image_size) if data.source == "digits" else None
 
 
 def list_images(folder: Path) -> ImageFiles:

@@ -12,6 +12,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from scalestudy.trainers.trial import Data
+
 BATCH_NORM_EPSILON = 1e-5
 BATCH_NORM_MOMENTUM = 0.1  # the weight of the new batch; Keras names the other one, 0.9
 
@@ -98,10 +100,10 @@ class ModelSpec:
         return (self.channels, self.image_size, self.image_size)
 
 
-def model_spec(name: str, *, channels: int, image_size: int, classes: int) -> ModelSpec:
-    """Return the named model's spec; raises ValueError where the image is too small for it."""
-    layers = _cnn(classes) if name == "cnn" else _resnet(*_RESNETS[name], classes)
-    spec = ModelSpec(name=name, channels=channels, image_size=image_size, classes=classes, layers=layers)
+def model_spec(name: str, data: Data) -> ModelSpec:
+    """Return the named model's spec for such data; raises ValueError where the images are too small for it."""
+    layers = _cnn(data.classes) if name == "cnn" else _resnet(*_RESNETS[name], data.classes)
+    spec = ModelSpec(name=name, channels=data.channels, image_size=data.image_size, classes=data.classes, layers=layers)
     parameter_shapes(spec)
     return spec
 

@@ -30,18 +30,13 @@ class _TfDistribute:
         self._ranks = ranks
 
     def build(self) -> None:
-        spec = model_spec(
-            self._trial.model,
-            channels=self._trial.data.channels,
-            image_size=self._trial.data.image_size,
-            classes=self._trial.data.classes,
-        )
+        spec = model_spec(self._trial.model, self._trial.data)
         with self._strategy.scope():
             self._network = keras_models.build(spec)
             keras_models.load(self._network, initial_parameters(spec, self._trial.seed))
             self._optimizer = make_optimizer(self._trial.optimizer)
             self._optimizer.build(self._network.trainable_variables)
-        self._arrays = load_arrays(self._trial.data) if self._trial.data.source in ("digits", "mnist") else None
+        self._arrays = load_arrays(self._trial.data)
         if self._trial.data.source == "synthetic":
             self._input = tuple(
                 self._strategy.experimental_distribute_values_from_function(

@@ -45,12 +45,7 @@ class TorchDdp:
         )
 
     def build(self) -> None:
-        spec = model_spec(
-            self._trial.model,
-            channels=self._trial.data.channels,
-            image_size=self._trial.data.image_size,
-            classes=self._trial.data.classes,
-        )
+        spec = model_spec(self._trial.model, self._trial.data)
         self._network = torch_models.build(spec)
         torch_models.load(self._network, initial_parameters(spec, self._trial.seed))
         self._network.to(self._device)
@@ -58,7 +53,7 @@ class TorchDdp:
             self._network, device_ids=[self._device] if self._device.type == "cuda" else None
         )
         self._optimizer = make_optimizer(self._trial.optimizer, self._model)
-        self._arrays = load_arrays(self._trial.data) if self._trial.data.source in ("digits", "mnist") else None
+        self._arrays = load_arrays(self._trial.data)
         self._batches = torch_data.batches(self._trial, self._rank.rank, self._device, self._arrays)
 
     def step(self) -> None:
@@ -85,12 +80,9 @@ class TorchDdp:
         )
         self._network.eval()
         with torch.no_grad():
-            right = sum(
-                int((self._network(some.to(self._device)).argmax(dim=1).cpu() == truth).sum())
-                for some, truth in zip(images.split(256), labels.split(256), strict=True)
-            )
+            named = torch.cat([self._network(some.to(self._device)).argmax(dim=1).cpu() for some in images.split(256)])
         self._network.train()
-        return right / len(labels)
+        return float((named == labels).double().mean())
 
     def memory(self) -> Memory:
         if self._device.type != "cuda":
@@ -116,7 +108,7 @@ class TorchDdp:
         return float(largest.item())
 
     def versions(self) -> dict[str, str]:
-        found = {"torch": torch.__version__}
+        found = {"torch": str(torch.__version__)}
         if self._device.type == "cuda":
             found["cuda"] = str(torch.version.cuda)
             found["cudnn"] = str(torch.backends.cudnn.version())

@@ -1,0 +1,38 @@
+import socket
+
+import psutil
+
+from scalestudy.cluster.host import local_topology, peak_resident_bytes, this_host, usable_cpus
+from scalestudy.cluster.ports import free_ports
+
+
+def test_this_host_says_what_psutil_says() -> None:
+    host = this_host()
+    assert host.cpu_count == len(psutil.Process().cpu_affinity())
+    assert host.memory_bytes == psutil.virtual_memory().total
+    assert host.cpu_model
+
+
+def test_on_cpu_a_device_is_a_usable_core() -> None:
+    topology = local_topology("cpu")
+    assert (topology.nodes, topology.devices) == (1, len(usable_cpus()))
+
+
+def test_peak_memory_is_at_least_what_is_resident_now() -> None:
+    resident = psutil.Process().memory_info().rss
+    assert resident <= peak_resident_bytes() * 1.05
+
+
+def test_free_ports_are_distinct_and_can_be_bound() -> None:
+    ports = free_ports(20)
+    assert len(set(ports)) == 20
+    for port in ports:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+
+
+def test_a_taken_port_is_never_handed_out() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        assert taken.getsockname()[1] not in free_ports(500)

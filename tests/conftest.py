@@ -1,0 +1,93 @@
+"""What tests of several floors need: a small trial, and a record as a rank would leave it."""
+
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from scalestudy.cluster.host import Host
+from scalestudy.cluster.rank import Rank
+from scalestudy.trainers.record import Environment, LossPoint, Memory, RankReport, Record, Window
+from scalestudy.trainers.trial import Data, Measurement, Optimizer, Trial
+
+HOST = Host(name="here", system="Linux", cpu_model="a CPU", cpu_count=2, memory_bytes=2**34)
+
+
+@pytest.fixture(autouse=True)
+def _no_leaked_environment() -> Iterator[None]:
+    """A test that changes the environment for those after it fails."""
+    before = dict(os.environ)
+    yield
+    # TensorFlow and Keras set their own when a test imports them.
+    own = ("PYTEST_", "KERAS_", "TF_", "TF2_", "KMP_", "TORCHINDUCTOR_")
+    changed = {name for name in before.keys() ^ os.environ.keys() if not name.startswith(own)}
+    assert not changed, f"the test left {changed} in the environment"
+
+
+@pytest.fixture
+def make_trial() -> Callable[..., Trial]:
+    """Return a maker of trials: `cnn` on synthetic images, measured as shortly as can be, changed as asked."""
+
+    def make(**changes: Any) -> Trial:
+        fields: dict[str, Any] = {
+            "trainer": "torch-ddp",
+            "model": "cnn",
+            "data": Data(source="synthetic", channels=1, image_size=32, classes=10),
+            "scaling": "weak",
+            "world_size": 1,
+            "device": "cpu",
+            "per_device_batch": 8,
+            "execution": "eager",
+            "optimizer": Optimizer(),
+            "measurement": Measurement(window_s=0.02, windows=2, warm_up_max_s=0.1, deadline_s=120),
+            "threads_per_device": 1,
+            "seed": 1,
+            "repeat": 0,
+        }
+        return Trial(**(fields | changes))
+
+    return make
+
+
+@pytest.fixture
+def make_record() -> Callable[..., Record]:
+    """Return a maker of records whose ranks took `step_s` seconds for each of 10 steps, in two windows."""
+
+    def make(trial: Trial, step_s: float | list[float] = 0.1, **changes: Any) -> Record:
+        by_rank = [step_s] * trial.world_size if isinstance(step_s, float) else step_s
+        reports = tuple(
+            RankReport(
+                rank=Rank(
+                    rank=rank,
+                    world_size=trial.world_size,
+                    local_rank=rank,
+                    local_world_size=trial.world_size,
+                    node_rank=0,
+                    host="here",
+                ),
+                phases={"import": 1.0 + rank, "rendezvous": 0.5, "build": 0.25, "first_step": 0.125, "warm_up": 2.0},
+                warm_up_steady=True,
+                windows=(Window(0.0, 5 * seconds, 5), Window(100.0, 100.0 + 5 * seconds, 5)),
+                losses=(LossPoint(1, 2.0), LossPoint(11, 1.0 + rank)),
+                memory=Memory(peak_resident_bytes=1000 + rank),
+                parameter_count=61706,
+                parameter_checksums=("abc",),
+                host=HOST if rank == 0 else None,
+            )
+            for rank, seconds in enumerate(by_rank)
+        )
+        fields: dict[str, Any] = {"trial": trial, "outcome": "ok", "reports": reports}
+        environment = Environment(
+            started_at="2026-01-01T00:00:00+00:00",
+            duration_s=10.0,
+            launcher="local",
+            host=HOST,
+            scalestudy="0.1.0",
+            git_commit=None,
+            study_name="t",
+            study="name: t",
+        )
+        return Record(**(fields | {"environment": environment} | changes))
+
+    return make

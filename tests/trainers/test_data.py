@@ -1,0 +1,153 @@
+import gzip
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from scalestudy.trainers.data import (
+    class_names,
+    epoch_batches,
+    first_unreadable,
+    list_images,
+    load_arrays,
+    mnist_files,
+    synthetic_batches,
+)
+from scalestudy.trainers.trial import Data
+
+DIGITS = Data(source="digits", channels=1, image_size=32, classes=10)
+
+
+def shards(count: int, epoch: int, per_device_batch: int, world_size: int) -> list[np.ndarray]:
+    return [
+        epoch_batches(
+            count,
+            epoch,
+            per_device_batch=per_device_batch,
+            world_size=world_size,
+            ranks=range(rank, rank + 1),
+            seed=1,
+        )
+        for rank in range(world_size)
+    ]
+
+
+def test_ranks_see_disjoint_shards_that_cover_the_epoch() -> None:
+    seen = np.concatenate([shard.ravel() for shard in shards(103, 0, 5, 4)])
+    assert len(seen) == len(set(seen)) == 100
+
+
+def test_every_epoch_is_shuffled_anew_and_every_run_alike() -> None:
+    assert not np.array_equal(shards(100, 0, 5, 2)[0], shards(100, 1, 5, 2)[0])
+    assert np.array_equal(shards(100, 1, 5, 2)[0], shards(100, 1, 5, 2)[0])
+
+
+def test_a_step_holds_the_same_images_however_many_ranks_share_it() -> None:
+    [one] = shards(100, 0, 20, 1)
+    four = shards(100, 0, 5, 4)
+    for step, images in enumerate(one):
+        assert set(images) == {index for shard in four for index in shard[step]}
+
+
+def test_a_process_of_several_devices_gets_their_batches_in_turn() -> None:
+    together = epoch_batches(100, 0, per_device_batch=5, world_size=4, ranks=range(4), seed=1)
+    apart = shards(100, 0, 5, 4)
+    assert np.array_equal(together[:4], [shard[0] for shard in apart])
+
+
+def test_fewer_images_than_a_global_batch_are_an_error() -> None:
+    with pytest.raises(ValueError, match="global batch of 40 needs as many training images, there are 30"):
+        shards(30, 0, 10, 4)
+
+
+def test_digits_are_scaled_normalized_and_split_without_overlap() -> None:
+    arrays = load_arrays(DIGITS)
+    assert arrays is not None
+    assert arrays.train_images.shape == (1437, 1, 32, 32)
+    assert arrays.test_images.shape == (360, 1, 32, 32)
+    assert arrays.train_images.dtype == np.float32
+    assert arrays.train_images.mean() == pytest.approx(0, abs=1e-3)
+    assert arrays.train_images.std() == pytest.approx(1, abs=1e-3)
+    assert set(arrays.train_labels) == set(arrays.test_labels) == set(range(10))
+    train = {image.tobytes() for image in arrays.train_images}
+    assert not train & {image.tobytes() for image in arrays.test_images}
+
+
+def test_synthetic_images_differ_between_ranks_and_not_between_runs() -> None:
+    first, _ = synthetic_batches(DIGITS, 4, 2, seed=1, rank=0)
+    assert first.shape == (2, 4, 1, 32, 32)
+    assert np.array_equal(first, synthetic_batches(DIGITS, 4, 2, seed=1, rank=0)[0])
+    assert not np.array_equal(first, synthetic_batches(DIGITS, 4, 2, seed=1, rank=1)[0])
+
+
+def idx(values: np.ndarray) -> bytes:
+    return struct.pack(f">HBB{values.ndim}I", 0, 8, values.ndim, *values.shape) + values.tobytes()
+
+
+@pytest.fixture
+def mnist(tmp_path: Path) -> Path:
+    """A folder of IDX files as MNIST's, two of them gzipped."""
+    rng = np.random.default_rng(0)
+    for prefix, count in (("train", 20), ("t10k", 6)):
+        images = rng.integers(256, size=(count, 28, 28), dtype=np.uint8)
+        (tmp_path / f"{prefix}-images-idx3-ubyte.gz").write_bytes(gzip.compress(idx(images)))
+        (tmp_path / f"{prefix}-labels-idx1-ubyte").write_bytes(idx(np.arange(count, dtype=np.uint8) % 10))
+    return tmp_path
+
+
+def of_mnist(folder: Path) -> Data:
+    return Data(source="mnist", folder=str(folder), channels=1, image_size=32, classes=10)
+
+
+def test_mnist_is_read_gzipped_or_not_and_centred(mnist: Path) -> None:
+    arrays = load_arrays(of_mnist(mnist))
+    assert arrays is not None
+    assert arrays.train_images.shape == (20, 1, 32, 32)
+    assert arrays.test_labels.tolist() == [0, 1, 2, 3, 4, 5]
+    border = arrays.train_images[:, :, [0, 1, -2, -1]]
+    assert border.min() == border.max() == arrays.train_images.min()
+
+
+def test_mnist_names_the_file_that_is_missing(mnist: Path) -> None:
+    (mnist / "t10k-labels-idx1-ubyte").unlink()
+    with pytest.raises(ValueError, match="no file t10k-labels-idx1-ubyte"):
+        mnist_files(mnist)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda raw: raw[:-3], "damaged gzip file"),
+        (lambda raw: gzip.compress(gzip.decompress(raw)[:-1]), "15679 bytes of values where its header"),
+        (lambda raw: gzip.compress(b"nothing of the kind"), "not an IDX file"),
+    ],
+)
+def test_a_damaged_mnist_file_is_named(mnist: Path, damage: Callable[[bytes], bytes], message: str) -> None:
+    path = mnist / "train-images-idx3-ubyte.gz"
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(ValueError, match=f"train-images-idx3-ubyte.gz.*{message}"):
+        load_arrays(of_mnist(mnist))
+
+
+def test_an_image_folder_has_a_class_a_folder_and_finds_its_broken_image(tmp_path: Path) -> None:
+    for name in ("b", "a"):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (9, 9)).save(tmp_path / name / "one.png")
+    (tmp_path / "a" / "two.jpg").write_bytes(b"no image")
+    (tmp_path / "a" / "notes.txt").write_text("ignored")
+    files = list_images(tmp_path)
+    assert class_names(tmp_path) == ("a", "b")
+    assert [Path(path).name for path in files.paths] == ["one.png", "two.jpg", "one.png"]
+    assert files.labels.tolist() == [0, 0, 1]
+    assert first_unreadable(files.paths) == str(tmp_path / "a" / "two.jpg")
+
+
+def test_an_empty_image_folder_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="one sub-folder a class"):
+        list_images(tmp_path)
+    (tmp_path / "a").mkdir()
+    with pytest.raises(ValueError, match="no .jpg/.jpeg/.png file in its class folders a"):
+        list_images(tmp_path)

@@ -1,0 +1,108 @@
+import time
+
+import pytest
+
+from scalestudy.trainers.measure import Measured, measure, now_s, steady, steps_for
+from scalestudy.trainers.trial import Measurement
+
+
+class Sleeper:
+    """A trainer whose steps sleep, three times as long at first and ever shorter; it logs what is asked of it."""
+
+    def __init__(self, step_s: float, slow_steps: int = 0) -> None:
+        self.step_s = step_s
+        self.slow_steps = slow_steps
+        self.steps = 0
+        self.log: list[str] = []
+
+    def step(self) -> None:
+        self.steps += 1
+        self.log.append("step")
+        time.sleep(self.step_s * max(1, 3 - 2 * self.steps / max(1, self.slow_steps)))
+
+    def synchronize(self) -> None:
+        self.log.append("synchronize")
+
+    def loss(self) -> float:
+        return float("nan") if self.steps == 1 else 1 / self.steps
+
+    def max_over_ranks(self, value: float) -> float:
+        self.log.append("barrier")
+        return value
+
+
+def measured(trainer: Sleeper, **plan: float) -> Measured:
+    trainer.step()
+    return measure(trainer, Measurement(**plan), lambda _: None)  # type: ignore[arg-type]
+
+
+def test_the_warm_up_lasts_until_steps_are_steady() -> None:
+    seen = measured(Sleeper(0.001, slow_steps=60), window_s=0.02, windows=3, warm_up_max_s=20)
+    assert seen.warm_up_steady
+    assert sum(window.steps for window in seen.warm_up_windows) >= 40
+    assert len(seen.windows) == 3
+
+
+def test_a_warm_up_that_never_gets_steady_ends_with_its_budget_and_says_so() -> None:
+    seen = measured(Sleeper(0.001), window_s=0.02, windows=1, warm_up_max_s=0.01)
+    assert not seen.warm_up_steady
+    assert len(seen.windows) == 1
+
+
+def test_without_a_warm_up_the_windows_are_taken_all_the_same() -> None:
+    seen = measured(Sleeper(0.001), window_s=0.02, windows=2, warm_up_max_s=0)
+    assert (seen.warm_up_windows, len(seen.windows)) == ([], 2)
+
+
+def test_the_device_is_synchronized_at_a_windows_two_ends_alone() -> None:
+    trainer = Sleeper(0.001)
+    seen = measured(trainer, window_s=0.01, windows=2, warm_up_max_s=0)
+    expected = ["step"]
+    for window in seen.windows:
+        expected += ["synchronize", *["step"] * window.steps, "synchronize", "barrier"]
+    assert trainer.log == expected
+
+
+def test_windows_hold_as_many_steps_as_fill_them() -> None:
+    seen = measured(Sleeper(0.005), window_s=0.05, windows=3, warm_up_max_s=2)
+    # A sleep may last longer than asked for, never shorter.
+    assert all(1 < window.steps <= 10 for window in seen.windows)
+    assert len({window.steps for window in seen.windows}) == 1
+
+
+def test_measuring_ends_with_its_budget() -> None:
+    seen = measured(Sleeper(0.02), window_s=0.02, windows=1000, warm_up_max_s=0, measure_max_s=0.1)
+    assert 1 <= len(seen.windows) <= 5
+
+
+def test_every_windows_loss_is_kept_with_its_step_and_one_that_is_none_as_null() -> None:
+    seen = measured(Sleeper(0.001), window_s=0.01, windows=2, warm_up_max_s=0)
+    steps = [seen.windows[0].steps, seen.windows[0].steps + seen.windows[1].steps]
+    assert [step for step, _ in seen.losses] == [1, 1 + steps[0], 1 + steps[1]]
+    assert [loss for _, loss in seen.losses] == [None, 1 / (1 + steps[0]), 1 / (1 + steps[1])]
+
+
+@pytest.mark.parametrize(
+    ("steps_s", "expected"),
+    [
+        ([1.0] * 7, False),
+        ([1.0] * 8, True),
+        ([2.0] * 4 + [1.0] * 4, False),
+        ([1.04] * 4 + [1.0] * 4, True),
+        ([9.0, 2.0] + [1.0] * 8, True),
+        ([1.0] * 4 + [1.0, 9.0, 1.0, 1.0], True),
+    ],
+)
+def test_steady_compares_the_medians_of_the_last_eight_windows(steps_s: list[float], expected: bool) -> None:
+    assert steady(steps_s) is expected
+
+
+def test_a_step_longer_than_the_window_is_a_window_of_its_own() -> None:
+    assert steps_for(0.5, 2.0) == 1
+    assert steps_for(0.5, 0.03) == 17
+
+
+def test_the_clock_is_the_wall_clock_and_never_runs_backwards() -> None:
+    stamps = [now_s() for _ in range(1000)]
+    assert stamps == sorted(stamps)
+    assert stamps[0] == pytest.approx(time.time(), abs=5)
