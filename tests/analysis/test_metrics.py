@@ -1,0 +1,212 @@
+"""Hand-worked numbers through the whole of the analysis."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from scalestudy.analysis import answer, metrics
+from scalestudy.analysis.frames import Frames, frames
+from scalestudy.trainers.record import Record
+from scalestudy.trainers.trial import Data, Trial
+
+MakeTrial = Callable[..., Trial]
+MakeRecord = Callable[..., Record]
+
+
+def analysed(records: list[Record]) -> tuple[Frames, pd.DataFrame, pd.DataFrame]:
+    found = frames(records)
+    trials = metrics.with_efficiency(metrics.with_throughput(found.trials))
+    return found, trials, metrics.points(trials)
+
+
+def study(
+    make_trial: MakeTrial, make_record: MakeRecord, step_s: dict[tuple[str, int], list[float]], **changes: object
+) -> list[Record]:
+    """Return records of the given step times: a list of repeats for each trainer and world size."""
+    return [
+        make_record(make_trial(trainer=trainer, world_size=size, repeat=repeat, **changes), seconds)
+        for (trainer, size), repeats in step_s.items()
+        for repeat, seconds in enumerate(repeats)
+    ]
+
+
+def test_throughput_is_the_global_batch_over_the_slowest_ranks_time(
+    make_trial: MakeTrial, make_record: MakeRecord
+) -> None:
+    _, trials, _ = analysed([make_record(make_trial(world_size=2, per_device_batch=8), [0.1, 0.2])])
+    [row] = trials.itertuples()
+    # 16 images a step, 0.2 s a step on the slower rank; the 100 s between the windows are not training.
+    assert row.throughput_images_per_s == pytest.approx(80)
+    assert row.step_time_s == pytest.approx(0.2)
+
+
+def test_weak_scaling_efficiency(make_trial: MakeTrial, make_record: MakeRecord) -> None:
+    _, _, points = analysed(study(make_trial, make_record, {("torch-ddp", 1): [0.1], ("torch-ddp", 4): [0.125]}))
+    one, four = points.sort_values("world_size").itertuples()
+    assert (one.efficiency, one.speedup) == (1, 1)
+    assert four.efficiency == pytest.approx(0.8)
+    assert four.speedup == pytest.approx(3.2)
+    assert four.reference_world_size == 1
+
+
+def test_strong_scaling_efficiency(make_trial: MakeTrial, make_record: MakeRecord) -> None:
+    records = [
+        make_record(make_trial(scaling="strong", world_size=1, per_device_batch=64), 0.4),
+        make_record(make_trial(scaling="strong", world_size=4, per_device_batch=16), 0.125),
+    ]
+    _, _, points = analysed(records)
+    four = points[points.world_size == 4].iloc[0]
+    # 0.4 s become 0.125 s: 3.2 times as fast on 4 devices.
+    assert four.speedup == pytest.approx(3.2)
+    assert four.efficiency == pytest.approx(0.8)
+
+
+def test_the_reference_is_the_smallest_world_size_measured(make_trial: MakeTrial, make_record: MakeRecord) -> None:
+    _, _, points = analysed(study(make_trial, make_record, {("torch-ddp", 2): [0.1], ("torch-ddp", 8): [0.2]}))
+    eight = points[points.world_size == 8].iloc[0]
+    assert eight.reference_world_size == 2
+    assert eight.speedup == pytest.approx(2)
+    assert eight.efficiency == pytest.approx(0.5)
+
+
+def test_failed_trials_stay_in_the_results_and_out_of_the_points(
+    make_trial: MakeTrial, make_record: MakeRecord
+) -> None:
+    records = [
+        make_record(make_trial(), 0.1),
+        make_record(make_trial(repeat=1), 0.1, outcome="failed", reason="x", reports=()),
+    ]
+    _, trials, points = analysed(records)
+    assert points.repeats.tolist() == [1]
+    failed = metrics.results(trials).set_index("repeat").loc[1]
+    assert failed.outcome == "failed"
+    assert pd.isna(failed.throughput_images_per_s)
+    assert pd.isna(failed.peak_memory_bytes)
+
+
+def test_a_study_of_failures_alone_has_empty_points(make_trial: MakeTrial, make_record: MakeRecord) -> None:
+    _, trials, points = analysed([make_record(make_trial(), 0.1, outcome="oom", reason="x", reports=())])
+    assert points.empty
+    assert len(metrics.results(trials)) == 1
+
+
+def test_medians_and_intervals_over_repeats(make_trial: MakeTrial, make_record: MakeRecord) -> None:
+    repeats = {("torch-ddp", 1): [0.1, 0.125, 0.08], ("torch-ddp", 2): [0.2, 0.25, 0.16]}
+    _, _, points = analysed(study(make_trial, make_record, repeats))
+    one, two = points.sort_values("world_size").itertuples()
+    # With three repeats the bootstrap's 2.5 and 97.5 percentiles of the median are the smallest and the largest.
+    assert (one.throughput_low, one.throughput_images_per_s, one.throughput_high) == pytest.approx((64, 80, 100))
+    assert two.efficiency == pytest.approx(0.5)
+    # The reference is as uncertain as the point itself: 64/100 to 100/64 of the ratio.
+    assert (two.efficiency_low, two.efficiency_high) == pytest.approx((0.32, 0.78125))
+    assert np.isnan(one.efficiency_low)
+
+
+def test_one_repeat_has_no_interval(make_trial: MakeTrial, make_record: MakeRecord) -> None:
+    _, _, points = analysed(study(make_trial, make_record, {("torch-ddp", 1): [0.1], ("torch-ddp", 2): [0.1]}))
+    assert points[["throughput_low", "throughput_high", "efficiency_low", "efficiency_high"]].isna().all(axis=None)
+
+
+def test_intervals_hold_the_true_median_as_often_as_they_say() -> None:
+    rng = np.random.default_rng(0)
+    samples = list(rng.lognormal(size=(400, 25)))
+    low, high = metrics.median_intervals(samples)
+    held = np.mean((low <= 1) & (high >= 1))
+    # 400 draws of a 95 % event: 90 % is more than four standard deviations below.
+    assert 0.90 <= held <= 1
+
+
+def test_the_range_of_few_repeats_covers_the_median_as_stated() -> None:
+    rng = np.random.default_rng(0)
+    for repeats in (2, 3, 6):
+        draws = rng.normal(size=(20_000, repeats))
+        held = np.mean((draws.min(axis=1) <= 0) & (draws.max(axis=1) >= 0))
+        assert metrics.coverage(repeats) == pytest.approx(held, abs=0.015)
+
+
+def test_a_faster_trainer_is_named_with_its_ratio(make_trial: MakeTrial, make_record: MakeRecord) -> None:
+    repeats = {("torch-ddp", 1): [0.1, 0.1, 0.1], ("tf-multiworker", 1): [0.2, 0.21, 0.19]}
+    _, trials, points = analysed(study(make_trial, make_record, repeats))
+    [row] = metrics.comparisons(points, trials).itertuples()
+    assert (row.faster, row.slower, row.shown) == ("torch-ddp", "tf-multiworker", True)
+    assert row.ratio == pytest.approx(2)
+    assert (row.ratio_low, row.ratio_high) == pytest.approx((1.9, 2.1))
+
+
+def test_overlapping_intervals_show_no_difference(make_trial: MakeTrial, make_record: MakeRecord) -> None:
+    repeats = {("torch-ddp", 1): [0.1, 0.12, 0.11], ("tf-multiworker", 1): [0.115, 0.13, 0.14]}
+    _, trials, points = analysed(study(make_trial, make_record, repeats))
+    assert metrics.comparisons(points, trials).shown.tolist() == [False]
+    [(_, sentences)] = answer.headline(points, metrics.comparisons(points, trials))
+    assert "no difference shown between torch-ddp and tf-multiworker" in sentences[0]
+
+
+def test_trials_of_different_work_are_never_compared(make_trial: MakeTrial, make_record: MakeRecord) -> None:
+    records = [
+        make_record(make_trial(trainer="torch-ddp", per_device_batch=8), 0.1),
+        make_record(make_trial(trainer="tf-multiworker", per_device_batch=16), 0.1),
+        make_record(make_trial(trainer="tf-mirrored", per_device_batch=8, threads_per_device=2), 0.1),
+    ]
+    _, trials, points = analysed(records)
+    assert metrics.comparisons(points, trials).empty
+
+
+def test_the_answer_says_where_efficiency_falls(make_trial: MakeTrial, make_record: MakeRecord) -> None:
+    repeats = {
+        ("torch-ddp", 1): [0.1, 0.1],
+        ("torch-ddp", 2): [0.11, 0.11],
+        ("torch-ddp", 4): [0.2, 0.2],
+        ("tf-multiworker", 1): [0.1, 0.1],
+        ("tf-multiworker", 2): [0.4, 0.4],
+    }
+    _, trials, points = analysed(study(make_trial, make_record, repeats))
+    [(_, sentences)] = answer.headline(points, metrics.comparisons(points, trials))
+    text = " ".join(sentences)
+    assert "On 2 devices, torch-ddp is 3.64× as fast as tf-multiworker (95 % interval 3.64–3.64×)." in text
+    assert "torch-ddp's efficiency falls below 80% on 4 devices: 50% (95 % interval 50%–50%)" in text
+    assert "tf-multiworker is slower on 2 devices than on 1 device" in text
+
+
+def test_step_times_are_of_the_slowest_rank_window_by_window(make_trial: MakeTrial, make_record: MakeRecord) -> None:
+    found, trials, _ = analysed([make_record(make_trial(world_size=2), [0.1, 0.3])])
+    assert found.windows.step_time_s.tolist() == pytest.approx([0.3, 0.3])
+    assert metrics.step_time_spread(found.windows, trials).p50_s.tolist() == pytest.approx([0.3])
+
+
+def test_phases_are_of_the_slowest_rank_and_memory_of_the_fullest(
+    make_trial: MakeTrial, make_record: MakeRecord
+) -> None:
+    found, trials, _ = analysed([make_record(make_trial(world_size=2), 0.1)])
+    assert dict(zip(found.phases.phase, found.phases.seconds, strict=True))["import"] == 2.0
+    [row] = metrics.results(trials).itertuples()
+    assert (row.setup_s, row.first_step_s, row.peak_memory_bytes) == (2.875, 0.125, 1001)
+
+
+def test_losses_are_the_mean_over_ranks_and_drawn_for_real_data_alone(
+    make_trial: MakeTrial, make_record: MakeRecord
+) -> None:
+    digits = Data(source="digits", channels=1, image_size=32, classes=10)
+    found, trials, _ = analysed(
+        [make_record(make_trial(world_size=2), 0.1), make_record(make_trial(world_size=2, data=digits), 0.1)]
+    )
+    curves = metrics.loss_curves(found.losses, trials)
+    assert curves.loss.tolist() == [2.0, 1.5]
+    assert curves.images.tolist() == [16, 176]
+
+
+def test_results_have_the_columns_others_rely_on(make_trial: MakeTrial, make_record: MakeRecord) -> None:
+    _, trials, _ = analysed([make_record(make_trial(), 0.1)])
+    table = metrics.results(trials)
+    assert ",".join(table.columns) == (
+        "trial,trainer,model,launcher,world_size,nodes,repeat,scaling,per_device_batch,global_batch,precision,"
+        "execution,data,outcome,throughput_images_per_s,step_time_s,efficiency,speedup,compute_scaling,load_balance,"
+        "communication,input,peak_memory_bytes,energy_j,setup_s,first_step_s"
+    )
+    assert table[["compute_scaling", "load_balance", "communication", "input", "energy_j"]].isna().all(axis=None)
+
+
+def test_a_missing_column_is_named_at_the_door() -> None:
+    with pytest.raises(ValueError, match="no column measured_steps, measured_s; it has global_batch"):
+        metrics.with_throughput(pd.DataFrame({"global_batch": [1]}))

@@ -1,0 +1,94 @@
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from scalestudy.analysis import figures
+from scalestudy.analysis.report import write_report
+from scalestudy.launch.folder import StudyFolder
+from scalestudy.trainers.record import Record
+from scalestudy.trainers.trainer import TRAINERS
+from scalestudy.trainers.trial import Data, Trial
+
+DIGITS = Data(source="digits", channels=1, image_size=32, classes=10)
+
+
+@pytest.fixture
+def out(tmp_path: Path, make_trial: Callable[..., Trial], make_record: Callable[..., Record]) -> Path:
+    """A study of two trainers on 1 and 2 devices, thrice, with one trial that failed."""
+    folder = StudyFolder(tmp_path / "out")
+    folder.create("t")
+    for trainer, cost in (("torch-ddp", 1.0), ("tf-multiworker", 2.0)):
+        for size in (1, 2):
+            for repeat in range(3):
+                trial = make_trial(trainer=trainer, world_size=size, repeat=repeat, data=DIGITS)
+                record = make_record(trial, 0.1 * cost * size**0.5 * (1 + repeat / 100))
+                folder.finish(folder.begin(trial), record)
+    failed = make_trial(trainer="tf-multiworker", world_size=2, repeat=3)
+    reason = "rank 0: ValueError: <script>alert(1)</script>"
+    folder.finish(folder.begin(failed), make_record(failed, outcome="failed", reason=reason, reports=()))
+    return folder.path
+
+
+def test_the_report_is_one_file_that_needs_no_network(out: Path) -> None:
+    html = write_report(out).html.read_text()
+    assert html.count('src="data:image/svg+xml;base64,') == 7
+    assert not re.findall(r'(?:src|href)="(?!data:|#)[^"]*"', html)
+    assert "url(" not in html
+
+
+def test_the_report_leads_with_the_answer_and_ends_with_the_reasons(out: Path) -> None:
+    html = write_report(out).html.read_text()
+    assert html.index("On 1 device, torch-ddp is 2.00× as fast as tf-multiworker") < html.index("<h2>Tables</h2>")
+    assert "12 of 13 trials ended ok" in html
+    assert "rank 0: ValueError: &lt;script&gt;alert(1)&lt;/script&gt;" in html
+    assert "75% of the time, not 95 %" in html
+
+
+def test_the_tables_others_read_agree(out: Path) -> None:
+    write_report(out)
+    as_parquet, as_csv = pd.read_parquet(out / "results.parquet"), pd.read_csv(out / "results.csv")
+    assert len(as_parquet) == len(as_csv) == 13
+    assert as_csv.throughput_images_per_s.tolist() == pytest.approx(
+        as_parquet.throughput_images_per_s.tolist(), nan_ok=True
+    )
+
+
+def test_every_figure_is_written_as_png_and_svg(out: Path) -> None:
+    write_report(out)
+    names = {path.stem for path in (out / "figures").glob("*.png")}
+    assert names == {path.stem for path in (out / "figures").glob("*.svg")}
+    assert names == {"efficiency", "throughput_per_device", "speedup", "step_time", "memory", "set_up", "loss_curves"}
+
+
+def test_a_damaged_record_is_left_out_and_named(out: Path) -> None:
+    damaged = sorted(out.glob("trials/*/record.json"))[0]
+    damaged.write_text(damaged.read_text()[:100])
+    written = write_report(out)
+    assert written.damaged == [damaged]
+    assert str(damaged) in written.html.read_text()
+    assert len(pd.read_csv(out / "results.csv")) == 12
+
+
+def test_a_folder_without_records_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no records there"):
+        write_report(tmp_path)
+
+
+def test_a_study_of_failures_alone_still_has_a_report(
+    tmp_path: Path, make_trial: Callable[..., Trial], make_record: Callable[..., Record]
+) -> None:
+    folder = StudyFolder(tmp_path / "out")
+    folder.create("t")
+    trial = make_trial()
+    folder.finish(folder.begin(trial), make_record(trial, outcome="timeout", reason="too slow", reports=()))
+    html = write_report(folder.path).html.read_text()
+    assert "No trial ended ok" in html
+    assert "too slow" in html
+
+
+def test_every_trainer_has_its_own_colour_and_marker() -> None:
+    assert set(TRAINERS) <= set(figures.COLOURS)
+    assert len(set(figures.COLOURS.values())) == len(set(figures.MARKERS.values())) == len(figures.COLOURS)

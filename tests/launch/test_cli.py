@@ -1,0 +1,117 @@
+"""The command line as a user meets it: a process, its output and its exit code."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+SCALESTUDY = str(Path(sys.executable).with_name("scalestudy"))
+
+
+def scalestudy(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([SCALESTUDY, *map(str, arguments)], capture_output=True, text=True, timeout=120)
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Path:
+    path = tmp_path / "s.yaml"
+    path.write_text(
+        yaml.safe_dump(
+            {
+                "schema": 1,
+                "name": "s",
+                "trainers": ["torch-ddp"],
+                "models": ["cnn"],
+                "batch": 8,
+                "world_sizes": [1],
+                "repeats": 2,
+                "device": "cpu",
+            }
+        )
+    )
+    return path
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys, runpy; sys.argv = ['scalestudy', '--help']\n"
+        "try: runpy.run_module('scalestudy.launch.cli', run_name='x')['main']()\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'tensorflow', 'pandas', 'matplotlib', 'numpy', 'scipy', 'pydantic'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_the_commands_of_the_design_are_there() -> None:
+    told = scalestudy("--help").stdout
+    assert [name for name in ("run", "report", "doctor") if name not in told] == []
+
+
+def test_a_dry_run_lists_the_trials_and_touches_nothing(study: Path, tmp_path: Path) -> None:
+    told = scalestudy("run", study, "--dry-run", "--out", tmp_path / "out")
+    assert told.returncode == 0
+    assert "cnn · torch-ddp · world size 1 · repeat 2" in told.stdout
+    assert "2 trials, 2 to run, about" in told.stdout
+    assert not (tmp_path / "out").exists()
+
+
+def broken(path: Path, field: str) -> None:
+    path.write_text(path.read_text() + f"{field}: 1\n")
+
+
+@pytest.mark.parametrize(
+    ("damage", "arguments", "message"),
+    [
+        (lambda path: broken(path, "trainer"), [], "trainer: no field 'trainer'; did you mean 'trainers'?"),
+        (lambda path: path.unlink(), [], "s.yaml: cannot be read: No such file or directory"),
+        (lambda path: None, ["--launcher", "slrum"], "--launcher: no launcher 'slrum'; known: local"),
+        (lambda path: broken(path, "environments: {torch-ddp: /no/python}\n#"), [], "'/no/python' is no program"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(
+    study: Path, tmp_path: Path, damage: Callable[[Path], None], arguments: list[str], message: str
+) -> None:
+    damage(study)
+    told = scalestudy("run", study, "--out", tmp_path / "out", *arguments)
+    assert told.returncode == 2
+    assert message in told.stderr
+    assert len(told.stderr.splitlines()) == 1
+
+
+def test_a_foreign_folder_is_refused(study: Path, tmp_path: Path) -> None:
+    told = scalestudy("run", study, "--out", tmp_path)
+    assert (told.returncode, len(told.stderr.splitlines())) == (2, 1)
+    assert "is not empty and holds no study" in told.stderr
+
+
+def test_a_report_of_nothing_is_refused(tmp_path: Path) -> None:
+    told = scalestudy("report", tmp_path)
+    assert (told.returncode, len(told.stderr.splitlines())) == (2, 1)
+    assert "no records there" in told.stderr
+
+
+def test_doctor_names_every_trainer_and_what_it_needs() -> None:
+    told = scalestudy("doctor")
+    assert told.returncode == 0
+    for name in ("torch-ddp", "tf-multiworker", "tf-mirrored", "local", "CPU", "GPU"):
+        assert name in told.stdout
+
+
+def test_a_failed_trial_never_stops_the_study_and_is_exit_code_1(study: Path, tmp_path: Path) -> None:
+    interpreter = tmp_path / "python"
+    interpreter.write_text("#!/bin/sh\necho 'no framework here'; exit 3\n")
+    interpreter.chmod(0o755)
+    study.write_text(study.read_text() + f"environments: {{torch-ddp: {interpreter}}}\n")
+    told = scalestudy("run", study, "--out", tmp_path / "out")
+    assert told.returncode == 1
+    assert told.stdout.count("failed: rank 0 ended with exit code 3; rank-0.log ends: no framework here") == 2
+    records = [json.loads(path.read_text()) for path in (tmp_path / "out").glob("trials/*/record.json")]
+    assert [record["outcome"] for record in records] == ["failed", "failed"]
+    again = scalestudy("run", study, "--out", tmp_path / "out")
+    assert "2 trials, 2 done before, 0 to run" in again.stdout
+    assert again.returncode == 1

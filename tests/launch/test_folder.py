@@ -1,0 +1,71 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from scalestudy.launch.errors import InputError
+from scalestudy.launch.folder import StudyFolder
+from scalestudy.trainers.record import Record
+from scalestudy.trainers.trial import Trial
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> StudyFolder:
+    made = StudyFolder(tmp_path / "out")
+    made.create("t")
+    return made
+
+
+def test_a_record_reads_back_as_it_was_written(
+    folder: StudyFolder, make_trial: Callable[..., Trial], make_record: Callable[..., Record]
+) -> None:
+    trial = make_trial()
+    record = make_record(trial)
+    assert folder.record(trial) is None
+    folder.finish(folder.begin(trial), record)
+    assert folder.record(trial) == record
+
+
+def test_what_an_interrupted_attempt_left_is_kept(folder: StudyFolder, make_trial: Callable[..., Trial]) -> None:
+    trial = make_trial()
+    for attempt in range(3):
+        (folder.begin(trial) / "rank-0.log").write_text(f"attempt {attempt}")
+    kept = {path.read_text() for path in folder.trials_path.glob("*/rank-0.log")}
+    assert kept == {"attempt 0", "attempt 1", "attempt 2"}
+
+
+@pytest.mark.parametrize("damage", ["", "{", '{"schema": 1}', '{"schema": 99}'])
+def test_a_damaged_record_counts_as_none_and_is_named(
+    folder: StudyFolder, make_trial: Callable[..., Trial], make_record: Callable[..., Record], damage: str
+) -> None:
+    trial = make_trial()
+    path = folder.begin(trial)
+    folder.finish(path, make_record(trial))
+    (path / "record.json").write_text(damage)
+    assert folder.record(trial) is None
+    assert folder.damaged([trial]) == [path / "record.json"]
+
+
+def test_no_other_studys_folder_is_written_to(folder: StudyFolder) -> None:
+    with pytest.raises(InputError, match="holds the study 't', not 'other'"):
+        folder.create("other")
+
+
+def test_no_folder_of_something_else_is_written_to(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("important")
+    with pytest.raises(InputError, match="is not empty and holds no study"):
+        StudyFolder(tmp_path).create("t")
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="file/out: --out: cannot be written: Not a directory"):
+        StudyFolder(tmp_path / "file" / "out").create("t")
+
+
+def test_two_runs_never_share_a_folder(folder: StudyFolder) -> None:
+    other = StudyFolder(folder.path)
+    with folder.locked(), pytest.raises(InputError, match="another run .* is writing there"), other.locked():
+        pass
+    with other.locked():
+        pass

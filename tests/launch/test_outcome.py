@@ -1,0 +1,86 @@
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scalestudy.launch.launcher import Exit
+from scalestudy.launch.outcome import ending
+from scalestudy.trainers.record import LossPoint, RankError, RankReport, Record
+from scalestudy.trainers.trial import Data, Trial
+
+FINE = Exit(codes=(0, 0), timed_out=False, first_failed=None)
+
+
+@pytest.fixture
+def trial(make_trial: Callable[..., Trial]) -> Trial:
+    return make_trial(world_size=2)
+
+
+@pytest.fixture
+def reports(make_record: Callable[..., Record], trial: Trial) -> tuple[RankReport, ...]:
+    return make_record(trial).reports
+
+
+def changed(reports: tuple[RankReport, ...], rank: int, **changes: Any) -> list[RankReport]:
+    return [report.model_copy(update=changes) if i == rank else report for i, report in enumerate(reports)]
+
+
+def test_a_trial_whose_ranks_agree_is_ok(trial: Trial, reports: tuple[RankReport, ...], tmp_path: Path) -> None:
+    assert ending(trial, FINE, reports, tmp_path) == ("ok", None)
+
+
+def test_unequal_parameters_are_divergence(trial: Trial, reports: tuple[RankReport, ...], tmp_path: Path) -> None:
+    outcome, reason = ending(trial, FINE, changed(reports, 1, parameter_checksums=("xyz",)), tmp_path)
+    assert (outcome, reason) == ("diverged", "the ranks' parameters differ at the end: rank 0: abc, rank 1: xyz")
+
+
+def test_unequal_replicas_inside_one_process_are_divergence(
+    trial: Trial, reports: tuple[RankReport, ...], tmp_path: Path
+) -> None:
+    one = changed(reports, 0, parameter_checksums=("abc", "xyz"))[:1]
+    assert ending(trial, Exit((0,), False, None), one, tmp_path).outcome == "diverged"
+
+
+def test_a_loss_that_is_no_number_is_divergence(trial: Trial, reports: tuple[RankReport, ...], tmp_path: Path) -> None:
+    losses = (LossPoint(1, 2.0), LossPoint(7, None))
+    outcome, reason = ending(trial, FINE, changed(reports, 1, losses=losses), tmp_path)
+    assert (outcome, reason) == ("diverged", "rank 1: the loss is not finite in step 7")
+
+
+def test_on_real_data_the_loss_must_fall(
+    make_trial: Callable[..., Trial], reports: tuple[RankReport, ...], tmp_path: Path
+) -> None:
+    rising = changed(reports, 0, losses=(LossPoint(1, 2.0), LossPoint(5, 2.5), LossPoint(9, 2.25)))
+    real = make_trial(world_size=2, data=Data(source="digits", channels=1, image_size=32, classes=10))
+    assert ending(real, FINE, rising, tmp_path).reason == "the loss did not fall on real data: 2 at first, 2.375 later"
+    assert ending(make_trial(world_size=2), FINE, rising, tmp_path).outcome == "ok"
+
+
+def test_a_failed_ranks_own_words_are_the_reason(trial: Trial, reports: tuple[RankReport, ...], tmp_path: Path) -> None:
+    failed = changed(reports, 1, error=RankError(kind="failed", message="ValueError: no"))
+    assert ending(trial, Exit((-9, 1), False, 1), failed, tmp_path) == ("failed", "rank 1: ValueError: no")
+
+
+def test_out_of_memory_on_any_rank_is_its_own_outcome(
+    trial: Trial, reports: tuple[RankReport, ...], tmp_path: Path
+) -> None:
+    failed = changed(reports, 1, error=RankError(kind="oom", message="OutOfMemoryError: 2 GiB"))
+    assert ending(trial, Exit((1, 1), False, 0), failed, tmp_path) == ("oom", "rank 1: OutOfMemoryError: 2 GiB")
+
+
+def test_a_rank_that_left_no_report_is_quoted(trial: Trial, tmp_path: Path) -> None:
+    (tmp_path / "rank-1.log").write_text("first\nSegmentation fault\n")
+    outcome, reason = ending(trial, Exit((-9, -11), False, 1), [], tmp_path)
+    assert outcome == "failed"
+    assert reason == "rank 1 was killed by signal 11; rank-1.log ends: first | Segmentation fault"
+
+
+def test_a_deadline_is_a_timeout_that_says_how_long(trial: Trial, tmp_path: Path) -> None:
+    outcome, reason = ending(trial, Exit((-9, -9), True, None), [], tmp_path)
+    assert outcome == "timeout"
+    assert reason == "not done within deadline_s = 120; rank-0.log is empty"
+
+
+def test_a_missing_report_is_a_failure(trial: Trial, reports: tuple[RankReport, ...], tmp_path: Path) -> None:
+    assert ending(trial, FINE, reports[:1], tmp_path) == ("failed", "expected 2 rank reports, got 1")

@@ -1,0 +1,167 @@
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from scalestudy.cluster.host import Topology
+from scalestudy.launch.errors import InputError
+from scalestudy.launch.study import load_study, study_trials
+from scalestudy.trainers.trial import Trial
+
+TWO_CPUS = Topology(nodes=1, devices_per_node=2, device="cpu", cpus_per_node=2)
+STUDY: dict[str, Any] = {
+    "schema": 1,
+    "name": "t",
+    "trainers": ["torch-ddp", "tf-multiworker"],
+    "models": [{"name": "cnn", "data": "digits"}],
+    "world_sizes": [1, 2],
+    "batch": 8,
+    "repeats": 2,
+    "device": "cpu",
+}
+Write = Callable[..., Path]
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    def write(**changes: Any) -> Path:
+        path = tmp_path / "study.yaml"
+        path.write_text(yaml.safe_dump({**STUDY, **changes}))
+        return path
+
+    return write
+
+
+def trials(path: Path, topology: Topology = TWO_CPUS) -> list[Trial]:
+    return study_trials(load_study(path), path, topology, "cpu")
+
+
+def test_a_study_is_every_combination_and_every_repeat(write: Write) -> None:
+    found = trials(write(models=[{"name": "cnn", "data": "digits"}, "resnet18"], batch=[4, 8]))
+    assert len(found) == len({trial.id for trial in found}) == 2 * 2 * 2 * 2 * 2
+    assert {(t.model, t.data.image_size, t.data.classes) for t in found} == {("cnn", 32, 10), ("resnet18", 224, 1000)}
+
+
+def test_weak_scaling_holds_the_per_device_batch_and_strong_the_global_one(write: Write) -> None:
+    assert {(t.world_size, t.global_batch) for t in trials(write(scaling="weak"))} == {(1, 8), (2, 16)}
+    assert {(t.world_size, t.global_batch) for t in trials(write(scaling="strong"))} == {(1, 8), (2, 8)}
+
+
+def test_threads_are_shared_out_so_that_every_world_size_has_the_same(write: Write) -> None:
+    four = Topology(nodes=1, devices_per_node=4, device="cpu", cpus_per_node=4)
+    assert {trial.threads_per_device for trial in trials(write(), four)} == {2}
+
+
+def test_the_order_is_shuffled_by_the_seed_repeat_by_repeat(write: Write) -> None:
+    first, again, other = trials(write()), trials(write()), trials(write(seed=2))
+    assert first == again
+    assert [t.repeat for t in first] == [0] * 4 + [1] * 4
+    assert [(t.trainer, t.world_size) for t in first] != [(t.trainer, t.world_size) for t in other]
+    assert [(t.trainer, t.world_size) for t in first[:4]] != [(t.trainer, t.world_size) for t in first[4:]]
+
+
+def test_the_same_trial_has_the_same_id_in_another_study(write: Write) -> None:
+    more = trials(write(name="other", trainers="torch-ddp", repeats=3))
+    assert {t.id for t in trials(write()) if t.trainer == "torch-ddp"} < {t.id for t in more}
+
+
+def test_anything_measured_differently_has_another_id(write: Write) -> None:
+    ids = {trial.id for trial in trials(write())}
+    assert not ids & {trial.id for trial in trials(write(measurement={"window_s": 0.1}))}
+    assert not ids & {trial.id for trial in trials(write(optimizer={"name": "adam"}))}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"trainers": ["torch-dpp"]},
+            "trainers.0: no trainer 'torch-dpp'; did you mean 'torch-ddp'? known: torch-ddp, ",
+        ),
+        ({"models": ["resnet19"]}, "models.0.name: no model 'resnet19'; did you mean 'resnet18'?"),
+        ({"modles": ["cnn"]}, "modles: no field 'modles'; did you mean 'models'?"),
+        ({"models": [{"name": "cnn", "bach": 8}]}, "models.0.bach: no field 'bach'; did you mean 'batch'?"),
+        ({"measurement": {"window": 1}}, "measurement.window: no field 'window'; did you mean 'windows'?"),
+        ({"world_sizes": [0]}, "world_sizes.0: 0: input should be greater than or equal to 1"),
+        ({"world_sizes": [1, 1]}, "world_sizes: 1 stands there twice"),
+        ({"world_sizes": []}, "world_sizes: is empty; name at least one"),
+        ({"repeats": "three"}, "repeats: 'three': input should be a valid integer"),
+        ({"repeats": True}, "repeats: True: input should be a valid integer"),
+        ({"scaling": "strnog"}, "scaling: 'strnog': input should be 'weak' or 'strong'"),
+        ({"schema": 2}, "schema: 2: input should be 1"),
+        ({"name": "x; rm -rf ~"}, "name: 'x; rm -rf ~': string should match pattern"),
+        ({"batch": None}, "models.0 (cnn): no batch; give it here or for the whole study"),
+        ({"scaling": "strong", "batch": 7}, "batch 7 does not divide by world size 2"),
+        ({"precision": "fp8"}, "precision: 'fp8': input should be 'fp32'"),
+        ({"optimizer": {"learning_rate": -1}}, "optimizer.learning_rate: -1: input should be greater than 0"),
+    ],
+)
+def test_a_mistake_in_the_file_is_one_line_that_names_it(write: Write, changes: dict[str, Any], message: str) -> None:
+    path = write(**changes)
+    with pytest.raises(InputError) as caught:
+        load_study(path)
+    assert str(caught.value).startswith(f"{path}: {message}")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"world_sizes": [3]}, "world_sizes: 3 is above the capacity of launcher 'local': 1 node with 2 cpu devices"),
+        (
+            {"threads_per_device": 2},
+            "threads_per_device: 2 threads × 2 devices need 4 CPUs, there are 2; use",
+        ),
+        (
+            {"data": "images:nowhere", "models": ["cnn"]},
+            "data: {folder}/nowhere: no folder with one",
+        ),
+        ({"data": "mnist:nowhere", "models": ["cnn"]}, "data: {folder}/nowhere: no file train-images-idx3-ubyte"),
+        (
+            {"models": [{"name": "cnn", "data": "digit"}]},
+            "models.cnn.data: no data source 'digit'; did you mean",
+        ),
+        (
+            {"data": "images", "models": ["cnn"]},
+            "data: 'images' is none of synthetic, synthetic-host, digits",
+        ),
+        ({"models": [{"name": "cnn", "image_size": 8}]}, "models.cnn.image_size: 8: the image is too small"),
+        ({"models": [{"name": "cnn", "data": "digits", "channels": 3}]}, "models.cnn.channels: 3, but digits has 1"),
+    ],
+)
+def test_what_the_machine_or_the_data_refuse_is_one_line_too(
+    write: Write, changes: dict[str, Any], message: str
+) -> None:
+    path = write(**changes)
+    with pytest.raises(InputError) as caught:
+        trials(path)
+    assert str(caught.value).startswith(f"{path}: {message.format(folder=path.parent)}")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("name: [", "not YAML"), ("- a\n- b", "a study is a mapping"), ("", "a study is a mapping")],
+)
+def test_a_file_that_is_no_mapping_is_named(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "broken.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError, match=f"broken.yaml: {message}"):
+        load_study(path)
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="none.yaml: cannot be read: No such file"):
+        load_study(tmp_path / "none.yaml")
+
+
+def test_every_mistake_is_told_at_once(write: Write) -> None:
+    with pytest.raises(InputError) as caught:
+        load_study(write(repeats=0, scaling="x"))
+    assert len(str(caught.value).splitlines()) == 2
+
+
+@pytest.mark.parametrize("path", sorted((Path(__file__).parents[2] / "studies").glob("*.yaml")), ids=lambda p: p.name)
+def test_the_ready_studies_are_valid(path: Path) -> None:
+    assert load_study(path).name == path.stem
