@@ -6,6 +6,7 @@ It reads `trial.json`, measures, and leaves `rank-N.json`; rank 0 tells how far 
 import hashlib
 import json
 import os
+import signal
 import sys
 import threading
 import time
@@ -156,8 +157,9 @@ def _out_of_memory(error: Exception) -> bool:
 
 def _die_with_launcher() -> None:
     """Wait until the launcher's end of our stdin closes, however it died, and take our whole group with us."""
-    sys.stdin.buffer.read()
-    os.killpg(0, 9)
+    # Not sys.stdin.read(): it would hold a lock that a data loader forked meanwhile waits for without end.
+    os.read(sys.stdin.fileno(), 1)
+    os.killpg(0, signal.SIGKILL)
 
 
 if __name__ == "__main__":
