@@ -148,11 +148,10 @@ def comparisons(table: pd.DataFrame, trials: pd.DataFrame) -> pd.DataFrame:
     slower: list[NDArray[np.float64]] = []
     work = [column for column in SERIES if column not in ("trainer", "execution")]
     for key, group in table.groupby([*work, "world_size"], sort=True):
-        ranked = group.sort_values("throughput_images_per_s", ascending=False)
-        best = ranked.iloc[0]
-        for _, other in ranked.iloc[1:].iterrows():
-            faster.append(samples[tuple(best[POINT])])
-            slower.append(samples[tuple(other[POINT])])
+        best, *others = group.sort_values("throughput_images_per_s", ascending=False).itertuples()
+        for other in others:
+            faster.append(samples[tuple(getattr(best, column) for column in POINT)])
+            slower.append(samples[tuple(getattr(other, column) for column in POINT)])
             rows.append(
                 dict(zip([*work, "world_size"], key, strict=True))
                 | {
@@ -185,6 +184,12 @@ def loss_curves(losses: pd.DataFrame, trials: pd.DataFrame) -> pd.DataFrame:
     """Return the losses on real data, each with its point; images counts what all ranks have seen."""
     real = trials[~trials.data.str.startswith("synthetic")]
     return losses.merge(real[["trial", "repeat", *POINT]], on="trial")
+
+
+def most_measured(points: pd.DataFrame, limit: int) -> list[str]:
+    """Return the workloads with the most points, in the order of their names: a plot of hundreds shows nothing."""
+    by_points = points.groupby("workload").size().sort_values(ascending=False, kind="stable")
+    return sorted(by_points.index[:limit])
 
 
 def coverage(repeats: int) -> float:

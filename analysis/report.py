@@ -38,12 +38,14 @@ def write_report(out: Path) -> Written:
     results.to_csv(out / "results.csv", index=False)
     results.to_parquet(out / "results.parquet", index=False)
 
-    drawn = _draw(found, trials, points)
     (out / "figures").mkdir(exist_ok=True)
-    for name, figure in drawn.items():
-        figure.savefig(out / "figures" / f"{name}.png", dpi=130)
-        figure.savefig(out / "figures" / f"{name}.svg", metadata={"Date": None})
-
+    shown = metrics.most_measured(points, _MOST_PANELS) if len(points) else []
+    drawn = {
+        name: _save(figure, out / "figures" / name)
+        for name, figure in _draw(
+            found, trials[trials.workload.isin(shown)], points[points.workload.isin(shown)]
+        ).items()
+    }
     html = out / "report.html"
     html.write_text(_render(facts, trials, points, drawn, damaged))
     return Written(html=html, damaged=damaged)
@@ -95,6 +97,17 @@ class _Facts:
         self.environment.setdefault(subject, {})[value] = None
 
 
+def _save(figure: Figure, path: Path) -> str:
+    """Write PATH.png and PATH.svg; return the latter as a data URI."""
+    figure.savefig(path.with_suffix(".png"), dpi=110)
+    # The layout is found and costs as much as the drawing.
+    figure.set_layout_engine("none")
+    svg = io.BytesIO()
+    figure.savefig(svg, format="svg", metadata={"Date": None})
+    path.with_suffix(".svg").write_bytes(svg.getvalue())
+    return f"data:image/svg+xml;base64,{base64.b64encode(svg.getvalue()).decode()}"
+
+
 def _draw(found: Frames, trials: pd.DataFrame, points: pd.DataFrame) -> dict[str, Figure]:
     """Return every figure there is something to draw for, in the report's order."""
     if points.empty:
@@ -112,7 +125,7 @@ def _draw(found: Frames, trials: pd.DataFrame, points: pd.DataFrame) -> dict[str
 
 
 def _render(
-    facts: _Facts, trials: pd.DataFrame, points: pd.DataFrame, drawn: dict[str, Figure], damaged: list[Path]
+    facts: _Facts, trials: pd.DataFrame, points: pd.DataFrame, drawn: dict[str, str], damaged: list[Path]
 ) -> str:
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
@@ -126,7 +139,9 @@ def _render(
         environment=facts.environment,
         answers=answer.headline(points, metrics.comparisons(points, trials)) if len(points) else [],
         tables=_tables(points),
-        figures={name: _data_uri(figure) for name, figure in drawn.items()},
+        figures=drawn,
+        workloads=points.workload.nunique() if len(points) else 0,
+        most_panels=_MOST_PANELS,
         captions=_CAPTIONS,
         failed=trials[trials.outcome != "ok"].to_dict("records"),
         unsteady=ok[ok.warm_up_steady == False].to_dict("records"),  # noqa: E712
@@ -163,11 +178,8 @@ def _accuracy(ok: pd.DataFrame) -> list[dict[str, Any]]:
     ]
 
 
-def _data_uri(figure: Figure) -> str:
-    svg = io.BytesIO()
-    figure.savefig(svg, format="svg", metadata={"Date": None})
-    return f"data:image/svg+xml;base64,{base64.b64encode(svg.getvalue()).decode()}"
-
+# So many workloads are drawn: past that a figure cannot be read.
+_MOST_PANELS = 9
 
 _CAPTIONS = {
     "efficiency": "Throughput per device over that at the smallest world size measured. "

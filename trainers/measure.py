@@ -44,7 +44,7 @@ def measure(trainer: Trainer, plan: Measurement, progress: Callable[[Measured], 
     def window(steps: int) -> tuple[Window, float]:
         """Return this rank's window and the slowest rank's seconds a step."""
         nonlocal steps_taken
-        taken = _timed(trainer, steps)
+        taken = timed_window(trainer, steps)
         steps_taken += steps
         seen.losses.append(_loss_point(trainer, steps_taken))
         # A barrier too: the next window starts on all ranks together.
@@ -89,7 +89,8 @@ def _loss_point(trainer: Trainer, step: int) -> LossPoint:
     return LossPoint(step, loss if math.isfinite(loss) else None)
 
 
-def _timed(trainer: Trainer, steps: int) -> Window:
+def timed_window(trainer: Trainer, steps: int) -> Window:
+    """Take so many steps, the device idle at both ends."""
     step = trainer.step
     trainer.synchronize()
     start_s = now_s()

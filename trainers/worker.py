@@ -138,6 +138,9 @@ def _timed(phases: dict[str, float], name: str) -> Iterator[None]:
 
 def _explain(error: Exception, trial: Trial) -> str:
     """Return the error in one line; TensorFlow's own line does not name an image that it cannot decode."""
+    if str(error).startswith("Caught "):
+        # torch's data loader quotes its worker's traceback: the cause is the last line.
+        return str(error).strip().splitlines()[-1]
     line = " ".join(str(error).split())
     if len(line) > 500:
         # TensorFlow wraps a cause in pages: what was done stands first, why it failed last.
