@@ -179,7 +179,7 @@ def _accuracy(ok: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 # So many workloads are drawn: past that a figure cannot be read.
-_MOST_PANELS = 9
+_MOST_PANELS = 6
 
 _CAPTIONS = {
     "efficiency": "Throughput per device over that at the smallest world size measured. "

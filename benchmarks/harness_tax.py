@@ -1,0 +1,184 @@
+"""What the harness costs: steps through our trainer and loop against a loop written by hand, interleaved in one run.
+
+Usage: python benchmarks/harness_tax.py [PAIRS]
+
+Ratio = throughput through the harness / throughput of the bare loop; 1 means that the harness costs nothing. Both train
+the same model on the same resident batch in the same processes, in windows of half a second that take turns.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from scalestudy.cluster.host import pin, usable_cpus
+from scalestudy.cluster.ports import free_ports
+from scalestudy.cluster.rank import Rank
+from scalestudy.launch.local import environment, local_ranks
+from scalestudy.trainers.measure import steps_for, timed_window
+from scalestudy.trainers.models import initial_parameters, model_spec
+from scalestudy.trainers.trainer import TRAINERS
+from scalestudy.trainers.trial import Data, Measurement, Optimizer, Trial
+from scalestudy.trainers.worker import device_cpus
+
+WINDOW_S = 0.5
+CASES = (
+    ("cnn", Data(source="synthetic", channels=1, image_size=32, classes=10), 256),
+    ("resnet18", Data(source="synthetic", channels=3, image_size=64, classes=10), 16),
+)
+
+
+def bare_torch(trial: Trial, images: Any, labels: Any) -> Callable[[int], None]:
+    """Return a loop as a torch user writes it."""
+    import torch
+    from torch.nn.parallel import DistributedDataParallel
+
+    from scalestudy.trainers import torch_models
+
+    network = torch_models.build(spec := model_spec(trial.model, trial.data))
+    torch_models.load(network, initial_parameters(spec, trial.seed))
+    model = DistributedDataParallel(network)
+    criterion = torch.nn.CrossEntropyLoss()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+
+    def loop(steps: int) -> None:
+        for _ in range(steps):
+            optimizer.zero_grad()
+            loss = criterion(model(images), labels)
+            loss.backward()
+            optimizer.step()
+
+    return loop
+
+
+def bare_tensorflow(trial: Trial, strategy: Any, images: Any, labels: Any) -> Callable[[int], None]:
+    """Return a loop as a user of tf.distribute writes it."""
+    import keras
+    import tensorflow as tf
+
+    from scalestudy.trainers import keras_models
+
+    with strategy.scope():
+        model = keras_models.build(spec := model_spec(trial.model, trial.data))
+        keras_models.load(model, initial_parameters(spec, trial.seed))
+        optimizer = keras.optimizers.SGD(0.01, momentum=0.9)
+        optimizer.build(model.trainable_variables)
+        criterion = keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction="sum")
+
+    def train(images: Any, labels: Any) -> Any:
+        with tf.GradientTape() as tape:
+            loss = criterion(labels, model(images, training=True)) / trial.global_batch
+        gradients = tape.gradient(loss, model.trainable_variables)
+        optimizer.apply_gradients(zip(gradients, model.trainable_variables, strict=True))
+        return loss
+
+    @tf.function
+    def step() -> Any:
+        return strategy.run(train, args=(images, labels))
+
+    def loop(steps: int) -> None:
+        for _ in range(steps):
+            step()
+
+    return loop
+
+
+def rank_main(folder: Path, pairs: int) -> None:
+    """Take the windows of one rank in turn, and write the ratio of every pair."""
+    trial = Trial.model_validate_json((folder / "trial.json").read_bytes())
+    rank = Rank.from_environ(os.environ)
+    pin(device_cpus(usable_cpus(), trial, rank))
+    trainer: Any = TRAINERS[trial.trainer].load()(trial, rank)
+    trainer.build()
+    if trial.trainer == "torch-ddp":
+        loop = bare_torch(trial, *next(trainer._batches))
+    else:
+        loop = bare_tensorflow(trial, trainer._strategy, *trainer._input)
+
+    def harness(steps: int) -> float:
+        window = timed_window(trainer, steps)
+        trainer.loss()
+        return trainer.max_over_ranks(window.end_s - window.start_s)
+
+    def bare(steps: int) -> float:
+        begun_s = time.perf_counter()
+        loop(steps)
+        return trainer.max_over_ranks(time.perf_counter() - begun_s)
+
+    harness(3), bare(3)
+    steps = steps_for(WINDOW_S, max(harness(5), bare(5)) / 5)
+    for _ in range(3):
+        harness(steps), bare(steps)
+    ratios = []
+    for index in range(pairs):
+        if index % 2:
+            ours_s, theirs_s = harness(steps), bare(steps)
+        else:
+            theirs_s, ours_s = bare(steps), harness(steps)
+        ratios.append(theirs_s / ours_s)
+    if rank.rank == 0:
+        (folder / "ratios.json").write_text(json.dumps(ratios))
+    trainer.close()
+    sys.stdout.flush()
+    os._exit(0)
+
+
+def measure(trainer: str, model: str, data: Data, batch: int, world_size: int, pairs: int) -> list[float]:
+    """Start the ranks as the local launcher does, and return the ratio of every pair of windows."""
+    trial = Trial(
+        trainer=trainer,
+        model=model,
+        data=data,
+        scaling="weak",
+        world_size=world_size,
+        device="cpu",
+        per_device_batch=batch,
+        execution=TRAINERS[trainer].execution,
+        optimizer=Optimizer(),
+        measurement=Measurement(),
+        threads_per_device=1,
+        seed=1,
+        repeat=0,
+    )
+    ranks = local_ranks(world_size)
+    addresses = [f"127.0.0.1:{port}" for port in free_ports(world_size)]
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "trial.json").write_text(trial.model_dump_json(by_alias=True))
+        started = [
+            subprocess.Popen(
+                [sys.executable, __file__, "--rank", folder, str(pairs)],
+                env=environment(os.environ, trial, rank, addresses) | {"SCALESTUDY_LIFELINE": ""},
+                stderr=subprocess.DEVNULL,
+            )
+            for rank in ranks
+        ]
+        if any(process.wait() for process in started):
+            raise SystemExit(f"{trainer} {model} world size {world_size}: a rank failed")
+        ratios: list[float] = json.loads(Path(folder, "ratios.json").read_text())
+        return ratios
+
+
+def main() -> None:
+    """Print a row a case."""
+    if sys.argv[1:2] == ["--rank"]:
+        rank_main(Path(sys.argv[2]), int(sys.argv[3]))
+    pairs = int(sys.argv[1]) if len(sys.argv) > 1 else 20
+    print(
+        "| trainer | model, batch | ranks | ratio (median) | middle half of the pairs |\n| --- | --- | --- | --- | --- |"
+    )
+    for model, data, batch in CASES:
+        for trainer in ("torch-ddp", "tf-multiworker"):
+            for world_size in (1, 2):
+                ratios = sorted(measure(trainer, model, data, batch, world_size, pairs))
+                low, high = ratios[len(ratios) // 4], ratios[-len(ratios) // 4]
+                print(f"| {trainer} | {model}, {batch} | {world_size} | {median(ratios):.3f} | {low:.3f}–{high:.3f} |")
+
+
+if __name__ == "__main__":
+    main()
