@@ -11,7 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from scalestudy.trainers.files import RECORD_NAME, read_record
+from scalestudy.trainers.files import RECORD_NAME, read_record, record_paths
 from scalestudy.trainers.record import RankReport, Record
 from scalestudy.trainers.trial import Trial
 
@@ -36,8 +36,7 @@ class Frames:
 
 def record_files(out: Path) -> list[Path]:
     """Return the records of a study's folder; raises ValueError where there are none."""
-    files = sorted((out / "trials").glob(f"*/{RECORD_NAME}"))
-    files = [file for file in files if ".unfinished-" not in file.parent.name]
+    files = record_paths(out / "trials")
     if not files:
         raise ValueError(
             f"{out}: no records there (trials/*/{RECORD_NAME}); give the --out folder of a `scalestudy run`"

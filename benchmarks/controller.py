@@ -65,9 +65,7 @@ def main() -> None:
     """Print both."""
     with tempfile.TemporaryDirectory() as folder:
         between_s = controller_s(Path(folder))
-    print(
-        f"controller: {between_s:.3f} s a trial, from the end of one trial's last worker to the start of the next's first"
-    )
+    print(f"controller: {between_s:.3f} s a trial, from its last worker's end to the next one's start (median)")
     print(f"--help: {help_s():.3f} s (median of 20)")
 
 

@@ -1,9 +1,10 @@
 """What the harness costs: steps through our trainer and loop against a loop written by hand, interleaved in one run.
 
-Usage: python benchmarks/harness_tax.py [PAIRS]
+Usage: python benchmarks/harness_tax.py [ROUNDS]
 
-Ratio = throughput through the harness / throughput of the bare loop; 1 means that the harness costs nothing. Both train
-the same model on the same resident batch in the same processes, in windows of half a second that take turns.
+Ratio = throughput through the harness / throughput of the bare loop; 1 means that the harness costs nothing. They train
+the same model on the same resident batch in the same processes, in windows of half a second that take turns. A second
+bare loop beside the first shows what the machine's noise alone makes of two equal things. Medians over rounds.
 """
 
 import json
@@ -89,48 +90,51 @@ def bare_tensorflow(trial: Trial, strategy: Any, images: Any, labels: Any) -> Ca
     return loop
 
 
-def rank_main(folder: Path, pairs: int) -> None:
-    """Take the windows of one rank in turn, and write the ratio of every pair."""
+def rank_main(folder: Path, count: int) -> None:
+    """Take the windows of one rank in turn, and write every round's seconds."""
     trial = Trial.model_validate_json((folder / "trial.json").read_bytes())
     rank = Rank.from_environ(os.environ)
     pin(device_cpus(usable_cpus(), trial, rank))
     trainer: Any = TRAINERS[trial.trainer].load()(trial, rank)
     trainer.build()
     if trial.trainer == "torch-ddp":
-        loop = bare_torch(trial, *next(trainer._batches))
+        first, second = (bare_torch(trial, *next(trainer._batches)) for _ in range(2))
     else:
-        loop = bare_tensorflow(trial, trainer._strategy, *trainer._input)
+        first, second = (bare_tensorflow(trial, trainer._strategy, *trainer._resident_batch()) for _ in range(2))
 
     def harness(steps: int) -> float:
         window = timed_window(trainer, steps)
-        trainer.loss()
         return trainer.max_over_ranks(window.end_s - window.start_s)
 
-    def bare(steps: int) -> float:
-        begun_s = time.perf_counter()
-        loop(steps)
-        return trainer.max_over_ranks(time.perf_counter() - begun_s)
+    def bare(loop: Callable[[int], None]) -> Callable[[int], float]:
+        def timed(steps: int) -> float:
+            begun_s = time.perf_counter()
+            loop(steps)
+            return trainer.max_over_ranks(time.perf_counter() - begun_s)
 
-    harness(3), bare(3)
-    steps = steps_for(WINDOW_S, max(harness(5), bare(5)) / 5)
-    for _ in range(3):
-        harness(steps), bare(steps)
-    ratios = []
-    for index in range(pairs):
-        if index % 2:
-            ours_s, theirs_s = harness(steps), bare(steps)
-        else:
-            theirs_s, ours_s = bare(steps), harness(steps)
-        ratios.append(theirs_s / ours_s)
+        return timed
+
+    contestants = [harness, bare(first), bare(second)]
+    for contestant in contestants:
+        contestant(3)
+    steps = steps_for(WINDOW_S, max(contestant(5) for contestant in contestants) / 5)
+    rounds: list[list[float]] = []
+    for index in range(count + 3):
+        took_s = [0.0, 0.0, 0.0]
+        for place in range(3):
+            # Everyone goes first as often as last.
+            who = (index + place) % 3
+            took_s[who] = contestants[who](steps)
+        rounds.append(took_s)
     if rank.rank == 0:
-        (folder / "ratios.json").write_text(json.dumps(ratios))
+        (folder / "rounds.json").write_text(json.dumps(rounds[3:]))
     trainer.close()
     sys.stdout.flush()
     os._exit(0)
 
 
-def measure(trainer: str, model: str, data: Data, batch: int, world_size: int, pairs: int) -> list[float]:
-    """Start the ranks as the local launcher does, and return the ratio of every pair of windows."""
+def measure(trainer: str, model: str, data: Data, batch: int, world_size: int, count: int) -> list[list[float]]:
+    """Start the ranks as the local launcher does, and return the seconds of every round: harness, bare, bare again."""
     trial = Trial(
         trainer=trainer,
         model=model,
@@ -152,7 +156,7 @@ def measure(trainer: str, model: str, data: Data, batch: int, world_size: int, p
         Path(folder, "trial.json").write_text(trial.model_dump_json(by_alias=True))
         started = [
             subprocess.Popen(
-                [sys.executable, __file__, "--rank", folder, str(pairs)],
+                [sys.executable, __file__, "--rank", folder, str(count)],
                 env=environment(os.environ, trial, rank, addresses) | {"SCALESTUDY_LIFELINE": ""},
                 stderr=subprocess.DEVNULL,
             )
@@ -160,24 +164,24 @@ def measure(trainer: str, model: str, data: Data, batch: int, world_size: int, p
         ]
         if any(process.wait() for process in started):
             raise SystemExit(f"{trainer} {model} world size {world_size}: a rank failed")
-        ratios: list[float] = json.loads(Path(folder, "ratios.json").read_text())
-        return ratios
+        rounds: list[list[float]] = json.loads(Path(folder, "rounds.json").read_text())
+        return rounds
 
 
 def main() -> None:
     """Print a row a case."""
     if sys.argv[1:2] == ["--rank"]:
         rank_main(Path(sys.argv[2]), int(sys.argv[3]))
-    pairs = int(sys.argv[1]) if len(sys.argv) > 1 else 20
-    print(
-        "| trainer | model, batch | ranks | ratio (median) | middle half of the pairs |\n| --- | --- | --- | --- | --- |"
-    )
+    count = int(sys.argv[1]) if len(sys.argv) > 1 else 30
+    print("| trainer | model, batch | ranks | harness / bare | bare / bare again |")
+    print("| --- | --- | --- | --- | --- |")
     for model, data, batch in CASES:
         for trainer in ("torch-ddp", "tf-multiworker"):
             for world_size in (1, 2):
-                ratios = sorted(measure(trainer, model, data, batch, world_size, pairs))
-                low, high = ratios[len(ratios) // 4], ratios[-len(ratios) // 4]
-                print(f"| {trainer} | {model}, {batch} | {world_size} | {median(ratios):.3f} | {low:.3f}–{high:.3f} |")
+                rounds = measure(trainer, model, data, batch, world_size, count)
+                ratio = median((bare + again) / 2 / harness for harness, bare, again in rounds)
+                noise = median(bare / again for _, bare, again in rounds)
+                print(f"| {trainer} | {model}, {batch} | {world_size} | {ratio:.3f} | {noise:.3f} |", flush=True)
 
 
 if __name__ == "__main__":

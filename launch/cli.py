@@ -37,7 +37,7 @@ def main() -> None:
 
     try:
         app()
-    except InputError as error:
+    except (InputError, OSError) as error:
         print(f"scalestudy: {error}", file=sys.stderr)
         sys.exit(2)
 
@@ -64,7 +64,7 @@ def run(
     chosen = make_launcher(launcher or study.launcher, study, study_file, device)
     trials = study_trials(study, study_file, chosen.capacity(), device)
     folder = StudyFolder(out or Path("results") / study.name)
-    console = Console(stderr=False)
+    console = Console()
     if dry_run:
         _list_trials(console, trials, folder)
         return

@@ -10,7 +10,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from scalestudy.launch.errors import InputError
-from scalestudy.trainers.files import RECORD_NAME, read_record, write_atomically
+from scalestudy.trainers.files import RECORD_NAME, UNFINISHED, read_record, write_atomically
 from scalestudy.trainers.record import RankReport, Record
 from scalestudy.trainers.trial import Trial
 
@@ -83,8 +83,8 @@ class StudyFolder:
         """Return a new folder with the trial's spec; what an earlier attempt left is kept beside it."""
         path = self.trial_path(trial)
         if path.exists():
-            attempts = len(list(self.trials_path.glob(f"{path.name}.unfinished-*")))
-            path.rename(path.with_name(f"{path.name}.unfinished-{attempts + 1}"))
+            attempts = len(list(self.trials_path.glob(f"{path.name}{UNFINISHED}*")))
+            path.rename(path.with_name(f"{path.name}{UNFINISHED}{attempts + 1}"))
         path.mkdir()
         write_atomically(path / "trial.json", trial.model_dump_json(by_alias=True))
         return path

@@ -19,7 +19,8 @@ def make_launcher(name: str, study: Study, path: Path, device: Device) -> Launch
         known("launcher", name, LAUNCHERS)
     except ValueError as error:
         raise InputError(f"--launcher: {error}") from None
-    for trainer, interpreter in study.environments.items():
-        if shutil.which(Path(interpreter).expanduser()) is None:
+    interpreters = {trainer: str(Path(python).expanduser()) for trainer, python in study.environments.items()}
+    for trainer, interpreter in interpreters.items():
+        if shutil.which(interpreter) is None:
             raise InputError(f"{path}: environments.{trainer}: {interpreter!r} is no program that can be run")
-    return LAUNCHERS[name](device, study.environments)
+    return LAUNCHERS[name](device, interpreters)

@@ -76,7 +76,6 @@ class Study(Frozen):
     batch: Batches | None = None
     data: str = "synthetic"
     precision: Literal["fp32"] = "fp32"
-    execution: Literal["default"] = "default"
     optimizer: Optimizer = Optimizer()
     measurement: Measurement = Measurement()
     repeats: PositiveInt = 3

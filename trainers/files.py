@@ -6,6 +6,8 @@ from pathlib import Path
 from scalestudy.trainers.record import Record
 
 RECORD_NAME = "record.json"
+# What an attempt without a record left is renamed so, with a number behind; its files are no part of the results.
+UNFINISHED = ".unfinished-"
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -21,6 +23,11 @@ def write_atomically(path: Path, text: str) -> None:
         os.fsync(directory)
     finally:
         os.close(directory)
+
+
+def record_paths(trials_path: Path) -> list[Path]:
+    """Return the records of a study's `trials` folder, in the order of the trials' names."""
+    return sorted(path for path in trials_path.glob(f"*/{RECORD_NAME}") if UNFINISHED not in path.parent.name)
 
 
 def read_record(trial_path: Path) -> Record:

@@ -37,23 +37,17 @@ class _TfDistribute:
             self._optimizer = make_optimizer(self._trial.optimizer)
             self._optimizer.build(self._network.trainable_variables)
         self._arrays = load_arrays(self._trial.data)
+        # The step closes over its input: as an argument it would be taken apart and checked anew at every call.
         if self._trial.data.source == "synthetic":
-            self._input = tuple(
-                self._strategy.experimental_distribute_values_from_function(
-                    lambda context, part=part: tf_data.resident_batch(self._trial, context.replica_id_in_sync_group)[
-                        part
-                    ]
-                )
-                for part in (0, 1)
-            )
-            self._train = tf.function(self._train_on_batch)
+            batch = self._resident_batch()
+            self._train = tf.function(lambda: self._strategy.run(self._replica_step, args=batch))
         else:
-            self._input = iter(
+            batches = iter(
                 self._strategy.distribute_datasets_from_function(
                     lambda _: tf_data.dataset(self._trial, self._ranks, self._arrays)
                 )
             )
-            self._train = tf.function(lambda batches: self._train_on_batch(next(batches)))
+            self._train = tf.function(lambda: self._strategy.run(self._replica_step, args=next(batches)))
         self._largest = tf.function(
             lambda value: self._strategy.run(
                 lambda: tf.reduce_max(tf.distribute.get_replica_context().all_gather(value[None], axis=0))
@@ -61,7 +55,7 @@ class _TfDistribute:
         )
 
     def step(self) -> None:
-        self._loss = self._train(self._input)
+        self._loss = self._train()
 
     def synchronize(self) -> None:
         if self._trial.device == "gpu":
@@ -123,8 +117,15 @@ class _TfDistribute:
         # Nobody may leave while another rank still waits in a collective; the strategy has no close of its own.
         self.max_over_ranks(0.0)
 
-    def _train_on_batch(self, batch: Any) -> Any:
-        return self._strategy.run(self._replica_step, args=batch)
+    def _resident_batch(self) -> tuple[Any, Any]:
+        """Return images and labels with each replica's own on its device."""
+        images, labels = (
+            self._strategy.experimental_distribute_values_from_function(
+                lambda context, part=part: tf_data.resident_batch(self._trial, context.replica_id_in_sync_group)[part]
+            )
+            for part in (0, 1)
+        )
+        return images, labels
 
     def _replica_step(self, images: Any, labels: Any) -> Any:
         with tf.GradientTape() as tape:

@@ -18,6 +18,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from scalestudy.trainers.files import record_paths
 from scalestudy.trainers.record import Record
 
 pytestmark = pytest.mark.slow
@@ -45,8 +46,7 @@ def run(study: Path, out: Path, expected: int = 0) -> str:
 
 
 def records(out: Path) -> list[Record]:
-    files = [path for path in out.glob("trials/*/record.json") if ".unfinished-" not in path.parent.name]
-    return [Record.model_validate_json(path.read_bytes()) for path in files]
+    return [Record.model_validate_json(path.read_bytes()) for path in record_paths(out / "trials")]
 
 
 def test_a_study_of_every_trainer_leaves_whole_records_and_a_report(write_study: WriteStudy, tmp_path: Path) -> None:
