@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 # Read by Keras once, when it is imported.
@@ -115,7 +116,9 @@ class _TfDistribute:
 
     def close(self) -> None:
         # Nobody may leave while another rank still waits in a collective; the strategy has no close of its own.
-        self.max_over_ranks(0.0)
+        # Once one rank is through, all have come here; whoever then finds its peer gone has waited long enough.
+        with suppress(tf.errors.OpError):
+            self.max_over_ranks(0.0)
 
     def _resident_batch(self) -> tuple[Any, Any]:
         """Return images and labels with each replica's own on its device."""

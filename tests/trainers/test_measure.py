@@ -6,10 +6,28 @@ from scalestudy.trainers.measure import Measured, measure, now_s, steady, steps_
 from scalestudy.trainers.trial import Measurement
 
 
-class Sleeper:
-    """A trainer whose steps sleep, three times as long at first and ever shorter; it logs what is asked of it."""
+class Clock:
+    """A clock that moves only as a trainer moves it."""
 
-    def __init__(self, step_s: float, slow_steps: int = 0) -> None:
+    def __init__(self) -> None:
+        self.now_s = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr("scalestudy.trainers.measure.now_s", clock)
+    return clock
+
+
+class TimedTrainer:
+    """A trainer whose steps take known times, three times as long at first and ever shorter; it logs its calls."""
+
+    def __init__(self, clock: Clock, step_s: float, slow_steps: int = 0) -> None:
+        self.clock = clock
         self.step_s = step_s
         self.slow_steps = slow_steps
         self.steps = 0
@@ -18,7 +36,7 @@ class Sleeper:
     def step(self) -> None:
         self.steps += 1
         self.log.append("step")
-        time.sleep(self.step_s * max(1, 3 - 2 * self.steps / max(1, self.slow_steps)))
+        self.clock.now_s += self.step_s * max(1, 3 - 2 * self.steps / max(1, self.slow_steps))
 
     def synchronize(self) -> None:
         self.log.append("synchronize")
@@ -31,31 +49,31 @@ class Sleeper:
         return value
 
 
-def measured(trainer: Sleeper, **plan: float) -> Measured:
+def measured(trainer: TimedTrainer, **plan: float) -> Measured:
     trainer.step()
     return measure(trainer, Measurement(**plan), lambda _: None)  # type: ignore[arg-type]
 
 
-def test_the_warm_up_lasts_until_steps_are_steady() -> None:
-    seen = measured(Sleeper(0.001, slow_steps=60), window_s=0.02, windows=3, warm_up_max_s=20)
+def test_the_warm_up_lasts_until_steps_are_steady(clock: Clock) -> None:
+    seen = measured(TimedTrainer(clock, 0.001, slow_steps=60), window_s=0.02, windows=3, warm_up_max_s=20)
     assert seen.warm_up_steady
     assert sum(window.steps for window in seen.warm_up_windows) >= 40
     assert len(seen.windows) == 3
 
 
-def test_a_warm_up_that_never_gets_steady_ends_with_its_budget_and_says_so() -> None:
-    seen = measured(Sleeper(0.001), window_s=0.02, windows=1, warm_up_max_s=0.01)
+def test_a_warm_up_that_never_gets_steady_ends_with_its_budget_and_says_so(clock: Clock) -> None:
+    seen = measured(TimedTrainer(clock, 0.001), window_s=0.02, windows=1, warm_up_max_s=0.01)
     assert not seen.warm_up_steady
     assert len(seen.windows) == 1
 
 
-def test_without_a_warm_up_the_windows_are_taken_all_the_same() -> None:
-    seen = measured(Sleeper(0.001), window_s=0.02, windows=2, warm_up_max_s=0)
+def test_without_a_warm_up_the_windows_are_taken_all_the_same(clock: Clock) -> None:
+    seen = measured(TimedTrainer(clock, 0.001), window_s=0.02, windows=2, warm_up_max_s=0)
     assert (seen.warm_up_windows, len(seen.windows)) == ([], 2)
 
 
-def test_the_device_is_synchronized_at_a_windows_two_ends_alone() -> None:
-    trainer = Sleeper(0.001)
+def test_the_device_is_synchronized_at_a_windows_two_ends_alone(clock: Clock) -> None:
+    trainer = TimedTrainer(clock, 0.001)
     seen = measured(trainer, window_s=0.01, windows=2, warm_up_max_s=0)
     expected = ["step"]
     for window in seen.windows:
@@ -63,20 +81,18 @@ def test_the_device_is_synchronized_at_a_windows_two_ends_alone() -> None:
     assert trainer.log == expected
 
 
-def test_windows_hold_as_many_steps_as_fill_them() -> None:
-    seen = measured(Sleeper(0.005), window_s=0.05, windows=3, warm_up_max_s=2)
-    # A sleep may last longer than asked for, never shorter.
-    assert all(1 < window.steps <= 10 for window in seen.windows)
-    assert len({window.steps for window in seen.windows}) == 1
+def test_windows_hold_as_many_steps_as_fill_them(clock: Clock) -> None:
+    seen = measured(TimedTrainer(clock, 1 / 256), window_s=1 / 16, windows=3, warm_up_max_s=2)
+    assert [window.steps for window in seen.windows] == [16, 16, 16]
 
 
-def test_measuring_ends_with_its_budget() -> None:
-    seen = measured(Sleeper(0.02), window_s=0.02, windows=1000, warm_up_max_s=0, measure_max_s=0.1)
-    assert 1 <= len(seen.windows) <= 5
+def test_measuring_ends_with_its_budget(clock: Clock) -> None:
+    seen = measured(TimedTrainer(clock, 1 / 64), window_s=1 / 64, windows=1000, warm_up_max_s=0, measure_max_s=5 / 64)
+    assert len(seen.windows) == 5
 
 
-def test_every_windows_loss_is_kept_with_its_step_and_one_that_is_none_as_null() -> None:
-    seen = measured(Sleeper(0.001), window_s=0.01, windows=2, warm_up_max_s=0)
+def test_every_windows_loss_is_kept_with_its_step_and_one_that_is_none_as_null(clock: Clock) -> None:
+    seen = measured(TimedTrainer(clock, 0.001), window_s=0.01, windows=2, warm_up_max_s=0)
     steps = [seen.windows[0].steps, seen.windows[0].steps + seen.windows[1].steps]
     assert [step for step, _ in seen.losses] == [1, 1 + steps[0], 1 + steps[1]]
     assert [loss for _, loss in seen.losses] == [None, 1 / (1 + steps[0]), 1 / (1 + steps[1])]
