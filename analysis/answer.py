@@ -53,14 +53,22 @@ def _scales(rows: pd.DataFrame) -> Iterator[str]:
         if beyond.empty:
             yield f"{trainer} was measured on {devices(reference)} alone: nothing can be said of its scaling."
             continue
-        poor = beyond[beyond.efficiency < EFFICIENCY_FLOOR]
+        # A point measured once has no interval: it is taken as it is, and says so.
+        low, high = (beyond[f"efficiency_{end}"].fillna(beyond.efficiency) for end in ("low", "high"))
+        doubtful, poor = beyond[(low < EFFICIENCY_FLOOR) & (high >= EFFICIENCY_FLOOR)], beyond[high < EFFICIENCY_FLOOR]
         last = beyond.iloc[-1]
-        if poor.empty:
+        if doubtful.empty and poor.empty:
             yield (
                 f"{trainer} keeps {_share(last)} of its {devices(reference)} throughput per device "
                 f"on {devices(last.world_size)}: efficiency stays above {EFFICIENCY_FLOOR:.0%} as far as measured."
             )
-        else:
+        if not doubtful.empty and (poor.empty or doubtful.world_size.iloc[0] < poor.world_size.iloc[0]):
+            first = doubtful.iloc[0]
+            yield (
+                f"{trainer} keeps {_share(first)} of its {devices(reference)} throughput per device "
+                f"on {devices(first.world_size)}: whether that is below {EFFICIENCY_FLOOR:.0%} is not shown."
+            )
+        if not poor.empty:
             first = poor.iloc[0]
             yield (
                 f"{trainer}'s efficiency falls below {EFFICIENCY_FLOOR:.0%} on {devices(first.world_size)}: "

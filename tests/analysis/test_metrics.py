@@ -169,6 +169,14 @@ def test_the_answer_says_where_efficiency_falls(make_trial: MakeTrial, make_reco
     assert "tf-multiworker is slower on 2 devices than on 1 device" in text
 
 
+def test_an_interval_across_the_floor_shows_neither_side(make_trial: MakeTrial, make_record: MakeRecord) -> None:
+    repeats = {("torch-ddp", 1): [0.1, 0.1], ("torch-ddp", 2): [0.11, 0.12, 0.15]}
+    _, trials, points = analysed(study(make_trial, make_record, repeats))
+    [(_, [sentence])] = answer.headline(points, metrics.comparisons(points, trials))
+    assert sentence.startswith("torch-ddp keeps 83% (95 % interval 67%–91%) of its 1 device throughput per device")
+    assert sentence.endswith("on 2 devices: whether that is below 80% is not shown.")
+
+
 def test_step_times_are_of_the_slowest_rank_window_by_window(make_trial: MakeTrial, make_record: MakeRecord) -> None:
     found, trials, _ = analysed([make_record(make_trial(world_size=2), [0.1, 0.3])])
     assert found.windows.step_time_s.tolist() == pytest.approx([0.3, 0.3])
