@@ -4,7 +4,8 @@ Usage: python benchmarks/harness_tax.py [ROUNDS]
 
 Ratio = throughput through the harness / throughput of the bare loop; 1 means that the harness costs nothing. They train
 the same model on the same resident batch in the same processes, in windows of half a second that take turns. A second
-bare loop beside the first shows what the machine's noise alone makes of two equal things. Medians over rounds.
+bare loop beside the first shows what the machine's noise alone makes of two equal things. Medians over rounds,
+with their 95 % bootstrap intervals.
 """
 
 import json
@@ -15,8 +16,10 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from statistics import median
 from typing import Any
+
+import numpy as np
+from scipy.stats import bootstrap
 
 from scalestudy.cluster.host import pin, usable_cpus
 from scalestudy.cluster.ports import free_ports
@@ -179,9 +182,15 @@ def main() -> None:
         for trainer in ("torch-ddp", "tf-multiworker"):
             for world_size in (1, 2):
                 rounds = measure(trainer, model, data, batch, world_size, count)
-                ratio = median((bare + again) / 2 / harness for harness, bare, again in rounds)
-                noise = median(bare / again for _, bare, again in rounds)
-                print(f"| {trainer} | {model}, {batch} | {world_size} | {ratio:.3f} | {noise:.3f} |", flush=True)
+                tax = with_interval([(bare + again) / 2 / harness for harness, bare, again in rounds])
+                noise = with_interval([bare / again for _, bare, again in rounds])
+                print(f"| {trainer} | {model}, {batch} | {world_size} | {tax} | {noise} |", flush=True)
+
+
+def with_interval(ratios: list[float]) -> str:
+    """Return the median with its bootstrap 95 % interval."""
+    interval = bootstrap((ratios,), np.median, method="percentile", rng=1).confidence_interval
+    return f"{np.median(ratios):.3f} ({interval.low:.3f}–{interval.high:.3f})"
 
 
 if __name__ == "__main__":

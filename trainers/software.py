@@ -22,6 +22,8 @@ _GOVERNING = (
     "TORCH_",
     "XLA_",
 )
+# Terraform's variables share TensorFlow's prefix, and may hold secrets.
+_FOREIGN = ("TF_CLI_", "TF_TOKEN_", "TF_VAR_")
 
 
 def capture(trainer: Trainer, environ: Mapping[str, str]) -> Software:
@@ -31,5 +33,9 @@ def capture(trainer: Trainer, environ: Mapping[str, str]) -> Software:
         versions={"scalestudy": version("scalestudy"), "numpy": version("numpy"), **trainer.versions()},
         threads=trainer.threads(),
         cpus=tuple(usable_cpus()),
-        variables={name: value for name, value in sorted(environ.items()) if name.startswith(_GOVERNING)},
+        variables={
+            name: value
+            for name, value in sorted(environ.items())
+            if name.startswith(_GOVERNING) and not name.startswith(_FOREIGN)
+        },
     )

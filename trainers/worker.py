@@ -39,7 +39,6 @@ def main() -> None:
     if os.environ.get("SCALESTUDY_LIFELINE") == "stdin":
         threading.Thread(target=_die_with_launcher, daemon=True).start()
     trial = Trial.model_validate_json((folder / "trial.json").read_bytes())
-    pin(device_cpus(usable_cpus(), trial, rank))
     report = run(trial, rank, folder)
     write_atomically(folder / f"rank-{rank.rank}.json", report.model_dump_json())
     # A framework's threads can hang or crash while the interpreter is torn down; the report is safe, so leave.
@@ -79,6 +78,7 @@ def checksum(parameters: Mapping[str, NDArray[np.float32]]) -> str:
 def _run(trial: Trial, rank: Rank, folder: Path, phases: dict[str, float], found: dict[str, Any]) -> None:
     if rank.local_rank == 0:
         found["host"] = this_host()
+    pin(device_cpus(usable_cpus(), trial, rank))
     # From the start of the process: the interpreter and our own imports are part of what a job waits for.
     phases["import"] = time.time() - float(os.environ.get("SCALESTUDY_STARTED_S", _IMPORTED_S))
     with _timed(phases, "import"):

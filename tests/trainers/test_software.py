@@ -1,0 +1,29 @@
+from typing import cast
+
+from scalestudy.trainers.software import capture
+from scalestudy.trainers.trainer import Trainer
+
+
+class Described:
+    """As much of a trainer as is asked for its software."""
+
+    def versions(self) -> dict[str, str]:
+        return {"torch": "2.13.0"}
+
+    def threads(self) -> dict[str, int]:
+        return {"intra_op": 1}
+
+
+def test_what_governs_a_rank_is_kept_and_nothing_that_may_be_secret() -> None:
+    environ = {
+        "OMP_NUM_THREADS": "1",
+        "NCCL_IB_DISABLE": "1",
+        "TF_XLA_FLAGS": "--tf_xla_auto_jit=2",
+        "TF_VAR_password": "hunter2",
+        "AWS_SECRET_ACCESS_KEY": "hunter2",
+        "PATH": "/bin",
+    }
+    found = capture(cast(Trainer, Described()), environ)
+    assert set(found.variables) == {"OMP_NUM_THREADS", "NCCL_IB_DISABLE", "TF_XLA_FLAGS"}
+    assert found.versions["torch"] == "2.13.0"
+    assert found.threads == {"intra_op": 1}
