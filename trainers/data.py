@@ -116,21 +116,22 @@ def epoch_batches(
 
 
 def _digits(size: int) -> Arrays:
-    from PIL import Image
-    from sklearn.datasets import load_digits
-    from sklearn.model_selection import train_test_split
+    from importlib.metadata import files
 
-    digits = load_digits()
+    from PIL import Image
+
+    # Read from scikit-learn's files without its import, which takes a rank longer than to build its model.
+    [path] = [file for file in files("scikit-learn") or () if file.name == "digits.csv.gz"]
+    table = np.loadtxt(path.locate(), delimiter=",", dtype=np.float32)
+    images, labels = table[:, :-1].reshape(-1, 8, 8), table[:, -1].astype(np.int64)
     scaled = np.stack(
-        [
-            np.asarray(Image.fromarray(image.astype(np.float32)).resize((size, size), Image.Resampling.BILINEAR))
-            for image in digits.images
-        ]
-    )
-    train, test, train_labels, test_labels = train_test_split(
-        scaled[:, None], digits.target.astype(np.int64), test_size=0.2, random_state=0, stratify=digits.target
-    )
-    return _normalized(train, train_labels, test, test_labels)
+        [np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR)) for image in images]
+    )[:, None]
+    # Every fifth image of a class is for the test.
+    test = np.zeros(len(labels), bool)
+    for label in np.unique(labels):
+        test[np.flatnonzero(labels == label)[::5]] = True
+    return _normalized(scaled[~test], labels[~test], scaled[test], labels[test])
 
 
 def _mnist(folder: Path, size: int) -> Arrays:

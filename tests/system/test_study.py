@@ -194,7 +194,7 @@ def test_a_batch_larger_than_the_data_fails_its_trial_with_the_numbers(write_stu
     run(study, tmp_path / "out", expected=1)
     for record in records(tmp_path / "out"):
         assert record.outcome == "failed"
-        assert "the global batch of 2000 needs as many training images, there are 1437" in (record.reason or "")
+        assert "the global batch of 2000 needs as many training images, there are 1433" in (record.reason or "")
 
 
 def test_a_trial_over_its_deadline_is_a_timeout(write_study: WriteStudy, tmp_path: Path) -> None:

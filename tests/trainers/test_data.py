@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from sklearn.datasets import load_digits
 
 from scalestudy.trainers.data import (
     class_names,
@@ -66,12 +67,14 @@ def test_fewer_images_than_a_global_batch_are_an_error() -> None:
 def test_digits_are_scaled_normalized_and_split_without_overlap() -> None:
     arrays = load_arrays(DIGITS)
     assert arrays is not None
-    assert arrays.train_images.shape == (1437, 1, 32, 32)
-    assert arrays.test_images.shape == (360, 1, 32, 32)
+    assert arrays.train_images.shape == (1433, 1, 32, 32)
+    assert arrays.test_images.shape == (364, 1, 32, 32)
     assert arrays.train_images.dtype == np.float32
     assert arrays.train_images.mean() == pytest.approx(0, abs=1e-3)
     assert arrays.train_images.std() == pytest.approx(1, abs=1e-3)
     assert set(arrays.train_labels) == set(arrays.test_labels) == set(range(10))
+    labels = np.concatenate([arrays.train_labels, arrays.test_labels])
+    assert np.array_equal(np.bincount(labels), np.bincount(load_digits().target))
     train = {image.tobytes() for image in arrays.train_images}
     assert not train & {image.tobytes() for image in arrays.test_images}
 
