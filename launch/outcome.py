@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 from typing import NamedTuple
 
 from scalestudy.launch.launcher import Exit
@@ -11,6 +11,8 @@ from scalestudy.trainers.record import Outcome, RankReport
 from scalestudy.trainers.trial import Trial
 
 _QUOTED_LINES = 5
+# The first steps of training may be flat, and one batch's loss is noise: fewer steps say nothing of whether it falls.
+_JUDGED_STEPS = 100
 
 
 class Ending(NamedTuple):
@@ -64,8 +66,13 @@ def _diverged(trial: Trial, reports: Sequence[RankReport]) -> Ending | None:
         for step, loss in report.losses:
             if loss is None or not math.isfinite(loss):
                 return Ending("diverged", f"rank {report.rank.rank}: the loss is not finite in step {step}")
-    losses = [loss for _, loss in reports[0].losses if loss is not None]
-    if trial.data.real and len(losses) > 1 and not median(losses[len(losses) // 2 :]) < losses[0]:
-        late = median(losses[len(losses) // 2 :])
-        return Ending("diverged", f"the loss did not fall on real data: {losses[0]:.4g} at first, {late:.4g} later")
+    # Ranks step together: the mean over them is the global batch's loss.
+    curve = [
+        (points[0].step, fmean(loss or 0.0 for _, loss in points))
+        for points in zip(*(report.losses for report in reports), strict=False)
+    ]
+    if trial.data.real and curve and curve[-1][0] >= _JUDGED_STEPS:
+        first, late = curve[0][1], median(loss for step, loss in curve if step > curve[-1][0] / 2)
+        if not late < first:
+            return Ending("diverged", f"the loss did not fall on real data: {first:.4g} at first, {late:.4g} later")
     return None

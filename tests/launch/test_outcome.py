@@ -51,10 +51,16 @@ def test_a_loss_that_is_no_number_is_divergence(trial: Trial, reports: tuple[Ran
 def test_on_real_data_the_loss_must_fall(
     make_trial: Callable[..., Trial], reports: tuple[RankReport, ...], tmp_path: Path
 ) -> None:
-    rising = changed(reports, 0, losses=(LossPoint(1, 2.0), LossPoint(5, 2.5), LossPoint(9, 2.25)))
+    losses = (LossPoint(1, 2.0), LossPoint(20, 1.0), LossPoint(60, 2.5), LossPoint(100, 2.25))
+    rising = changed(changed(reports, 0, losses=losses), 1, losses=losses)
     real = make_trial(world_size=2, data=Data(source="digits", channels=1, image_size=32, classes=10))
     assert ending(real, FINE, rising, tmp_path).reason == "the loss did not fall on real data: 2 at first, 2.375 later"
     assert ending(make_trial(world_size=2), FINE, rising, tmp_path).outcome == "ok"
+    # The mean over the ranks counts, and too few steps say nothing.
+    falling = [LossPoint(1, 2.0), LossPoint(20, 1.0), LossPoint(60, 0.1), LossPoint(100, 0.1)]
+    assert ending(real, FINE, changed(rising, 1, losses=tuple(falling)), tmp_path).outcome == "ok"
+    short = changed(changed(reports, 0, losses=losses[:3]), 1, losses=losses[:3])
+    assert ending(real, FINE, short, tmp_path).outcome == "ok"
 
 
 def test_a_failed_ranks_own_words_are_the_reason(trial: Trial, reports: tuple[RankReport, ...], tmp_path: Path) -> None:
