@@ -3,6 +3,7 @@
 import gzip
 import math
 from dataclasses import dataclass
+from importlib.metadata import files
 from pathlib import Path
 
 import numpy as np
@@ -116,8 +117,6 @@ def epoch_batches(
 
 
 def _digits(size: int) -> Arrays:
-    from importlib.metadata import files
-
     from PIL import Image
 
     # Read from scikit-learn's files without its import, which takes a rank longer than to build its model.
