@@ -95,6 +95,10 @@ def frames(records: Iterable[Record]) -> Frames:
         memory += processes
         windows.append((row["trial"], np.arange(len(steps)), seconds.max(axis=0) / steps))
         losses.append((row["trial"], *_losses(record)))
+    if any(row["nodes"] > 1 for row in trials):
+        # Eight devices of one node are not the same as one of eight nodes; on one node there is nothing to tell apart.
+        for row in trials:
+            row["workload"] += f", {row['devices_per_node']} device{'s' if row['devices_per_node'] > 1 else ''} a node"
     return Frames(
         trials=pd.DataFrame(trials).reindex(columns=_TRIAL_COLUMNS),
         windows=_together(windows, ["trial", "window", "step_time_s"]),
@@ -124,6 +128,7 @@ def trial_row(trial: Trial) -> dict[str, Any]:
         "model": trial.model,
         "world_size": trial.world_size,
         "nodes": trial.nodes,
+        "devices_per_node": trial.devices_per_node,
         "repeat": trial.repeat,
         "scaling": trial.scaling,
         "per_device_batch": trial.per_device_batch,

@@ -93,6 +93,7 @@ def points(trials: pd.DataFrame) -> pd.DataFrame:
         groups.agg(
             per_device_batch=("per_device_batch", "first"),
             global_batch=("global_batch", "first"),
+            nodes=("nodes", "first"),
             reference_world_size=("reference_world_size", "first"),
             repeats=("throughput_images_per_s", "size"),
             throughput_images_per_s=("throughput_images_per_s", "median"),

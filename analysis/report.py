@@ -67,6 +67,8 @@ class _Facts:
         self.first = min(filter(None, [self.first, where.started_at]))
         self.last = max(self.last, where.started_at)
         self._note("launcher", where.launcher)
+        for subject, value in where.scheduler.items():
+            self._note(subject, value)
         self._note("scalestudy", f"{where.scalestudy}, commit {where.git_commit or 'unknown'}")
         for host in {where.host, *(report.host for report in record.reports if report.host)}:
             memory = f"{host.memory_bytes / 2**30:.0f} GiB"
@@ -139,6 +141,7 @@ def _render(
         environment=facts.environment,
         answers=answer.headline(points, metrics.comparisons(points, trials)) if len(points) else [],
         tables=_tables(points),
+        several_nodes=len(points) > 0 and points.nodes.max() > 1,
         figures=drawn,
         workloads=points.workload.nunique() if len(points) else 0,
         most_panels=_MOST_PANELS,

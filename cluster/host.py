@@ -1,9 +1,11 @@
 """What one host is and has: processor, memory, GPUs and their driver."""
 
+import ipaddress
 import os
 import platform
 import resource
 import socket
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -25,17 +27,15 @@ class Host(Frozen):
 
 
 class Topology(Frozen):
-    """Nodes and devices on offer: `devices_per_node` of one kind on each of `nodes`."""
+    """What is on offer: `nodes`, each with so many CPUs and GPUs."""
 
     nodes: int
-    devices_per_node: int
-    device: str
     cpus_per_node: int
+    gpus_per_node: int = 0
 
-    @property
-    def devices(self) -> int:
-        """All devices on offer."""
-        return self.nodes * self.devices_per_node
+    def devices_per_node(self, device: str) -> int:
+        """Return how many devices a node has; on CPU a device is one CPU."""
+        return self.gpus_per_node if device == "gpu" else self.cpus_per_node
 
 
 def this_host() -> Host:
@@ -74,17 +74,33 @@ def nvidia_gpus() -> tuple[tuple[str, ...], str | None]:
         pynvml.nvmlShutdown()
 
 
-def local_topology(device: str) -> Topology:
-    """Return what this host offers; on CPU a device is one core, on GPU one GPU."""
-    cpus = len(usable_cpus())
-    devices = len(nvidia_gpus()[0]) if device == "gpu" else cpus
-    return Topology(nodes=1, devices_per_node=devices, device=device, cpus_per_node=cpus)
+def local_topology() -> Topology:
+    """Return what this host offers."""
+    return Topology(nodes=1, cpus_per_node=len(usable_cpus()), gpus_per_node=len(nvidia_gpus()[0]))
 
 
 def pin(cpus: list[int]) -> None:
     """Keep this process, and the threads it will start, on the given CPUs."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, cpus)
+
+
+def interface_of(address: str) -> str | None:
+    """Return the network interface that has an address, or None where none of this host has it."""
+    if ipaddress.ip_address(address).is_loopback:
+        # All of 127.0.0.0/8 is the loopback's; only 127.0.0.1 is listed.
+        address = "127.0.0.1"
+    for name, addresses in psutil.net_if_addrs().items():
+        if address in {entry.address for entry in addresses}:
+            return name
+    return None
+
+
+def process_age_s() -> float:
+    """Return the seconds since this process began, by its own host's clock."""
+    # Field 22 of proc(5)'s stat, in clock ticks since the boot; the name in field 2 may hold spaces.
+    started_ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - started_ticks / os.sysconf("SC_CLK_TCK")
 
 
 def peak_resident_bytes() -> int:

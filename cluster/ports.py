@@ -1,7 +1,8 @@
-"""Free TCP ports for a rendezvous."""
+"""Free TCP ports for a rendezvous; `python -m scalestudy.cluster.ports COUNT` prints them for another host to read."""
 
 import random
 import socket
+import sys
 
 # Below 32768, where Linux hands out ports for outgoing connections: a port found free here is not
 # taken by some client in the seconds before the rank that it is meant for binds it.
@@ -21,3 +22,8 @@ def free_ports(count: int, host: str = "127.0.0.1") -> list[int]:
         if len(found) == count:
             return found
     raise OSError(f"{host}: fewer than {count} free ports between {_FIRST} and {_LAST}")
+
+
+if __name__ == "__main__":
+    # All interfaces: whoever listens later may choose any.
+    print(*free_ports(int(sys.argv[1]), "0.0.0.0"))

@@ -21,7 +21,7 @@ class Rank(Frozen):
     def from_environ(cls, environ: Mapping[str, str]) -> "Rank":
         """Read torchrun's variables; raises ValueError naming the one that is missing or no number."""
         values = {
-            field: _integer(environ, variable)
+            field: integer(environ, variable)
             for field, variable in {
                 "rank": "RANK",
                 "world_size": "WORLD_SIZE",
@@ -55,7 +55,8 @@ def rank_environ(rank: Rank, addresses: Sequence[str]) -> dict[str, str]:
     }
 
 
-def _integer(environ: Mapping[str, str], variable: str) -> int:
+def integer(environ: Mapping[str, str], variable: str) -> int:
+    """Return a variable that holds a number; raises ValueError where it does not."""
     try:
         return int(environ[variable])
     except KeyError:

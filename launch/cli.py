@@ -48,6 +48,8 @@ def run(
     launcher: Annotated[str | None, typer.Option(help="Who starts the ranks; the study's own if left out.")] = None,
     out: Out = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the trials and an estimate; run nothing.")] = False,
+    nodes: Annotated[int | None, typer.Option(min=1, help="Only the trials on so many nodes; no report.")] = None,
+    repeat: Annotated[int | None, typer.Option(min=1, help="Only this repeat, counted from 1; no report.")] = None,
 ) -> None:
     """Run the trials of a study that have no record yet, and write the report.
 
@@ -56,24 +58,90 @@ def run(
     from rich.console import Console
 
     from scalestudy.launch.folder import StudyFolder
+    from scalestudy.launch.launcher import check_capacity, nodes_needed
     from scalestudy.launch.launchers import make_launcher
-    from scalestudy.launch.study import load_study, resolve_device, study_trials
+    from scalestudy.launch.study import load_study, resolve, study_trials
 
     study = load_study(study_file)
-    device = resolve_device(study, study_file)
-    chosen = make_launcher(launcher or study.launcher, study, study_file, device)
-    trials = study_trials(study, study_file, chosen.capacity(), device)
+    chosen = make_launcher(launcher or study.launcher, study, study_file)
+    topology = chosen.capacity()
+    trials = [
+        trial
+        for trial in study_trials(study, study_file, resolve(study, study_file, topology))
+        if nodes in (None, nodes_needed(trial)) and repeat in (None, trial.repeat + 1)
+    ]
+    check_capacity(trials, study_file, chosen.name, topology)
     folder = StudyFolder(out or Path("results") / study.name)
     console = Console()
     if dry_run:
         _list_trials(console, trials, folder)
         return
     folder.create(study.name)
-    with folder.locked(), _stoppable(console, study_file, folder):
+    share = f"nodes-{nodes or 'any'}-repeat-{repeat or 'any'}" if nodes or repeat else None
+    with folder.locked(share), _stoppable(console, study_file, trials, folder, chosen):
         failed = _run_pending(console, study, study_file, trials, folder, chosen)
-    _write_report(console, folder)
+    if share is None:
+        _write_report(console, folder)
     if failed:
         raise typer.Exit(1)
+
+
+@app.command()
+def submit(
+    study_file: StudyFile,
+    out: Out = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the jobs; submit nothing.")] = False,
+) -> None:
+    """Submit a study to Slurm: a job for each node count, and a report job after them.
+
+    Submits what is missing: neither trials that have a record, nor node counts whose job is still there.
+    """
+    import os
+
+    from rich.console import Console
+
+    from scalestudy.launch import slurm_jobs
+    from scalestudy.launch.folder import StudyFolder
+    from scalestudy.launch.study import load_study
+
+    study = load_study(study_file)
+    folder = StudyFolder(out or Path("results") / study.name)
+    console = Console(soft_wrap=True, highlight=False, markup=False)
+    plan = slurm_jobs.plan(study, study_file, folder, os.environ)
+    if dry_run:
+        console.print(slurm_jobs.described(plan, folder.path.resolve()))
+        return
+    folder.create(study.name)
+    made, alive = slurm_jobs.submit(plan, folder, os.environ)
+    for job in alive:
+        console.print(f"job {job.id} ({_job_content(job.nodes)}) is still there")
+    for job in made:
+        console.print(f"job {job.id} submitted: {_job_content(job.nodes)}")
+    if made:
+        console.print(f"how they are: scalestudy status {folder.path}")
+    elif not alive:
+        console.print(f"nothing is missing: all {len(plan.trials)} trials have a record in {folder.path}")
+
+
+@app.command()
+def status(out: Annotated[Path, typer.Argument(metavar="OUT", help="A study's output folder.")]) -> None:
+    """Show the jobs that were submitted for a study, their state in the queue, and what is done."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from scalestudy.launch import slurm_jobs
+    from scalestudy.launch.folder import StudyFolder
+
+    folder = StudyFolder(out)
+    rows = slurm_jobs.status(folder)
+    console = Console(highlight=False)
+    if rows:
+        table = Table("job", "what", "state", "time", "done", box=None, pad_edge=False)
+        for row in rows:
+            table.add_row(*row)
+        console.print(table)
+    counts = ", ".join(f"{count} {outcome}" for outcome, count in sorted(folder.outcomes().items()))
+    console.print(f"records in {folder.path}: {counts or 'none'}", soft_wrap=True)
 
 
 @app.command()
@@ -131,10 +199,23 @@ def _run_pending(
     origin = Origin.of(study.name, study_file)
     if console.is_terminal and todo:
         with LiveBar(console, todo, estimate) as bar:
-            run_trials(todo, folder, launcher, origin, bar)
+            waiting = run_trials(todo, folder, launcher, origin, bar)
     else:
-        run_trials(todo, folder, launcher, origin, PlainLines(console, todo, estimate))
-    return sum(record is None or record.outcome != "ok" for record in map(folder.record, trials))
+        waiting = run_trials(todo, folder, launcher, origin, PlainLines(console, todo, estimate))
+    if waiting:
+        # A job that goes back to the queue starts when there are enough nodes again.
+        how = launcher.resume(advanced=len(waiting) < len(todo))
+        console.print(
+            f"{len(waiting)} trials wait for more nodes than are left; "
+            f"{how or 'run the study again when they are back'}",
+            soft_wrap=True,
+            highlight=False,
+        )
+    return sum(record is None or record.outcome not in ("ok", "skipped") for record in map(folder.record, trials))
+
+
+def _job_content(nodes: int | None) -> str:
+    return "the report" if nodes is None else f"trials on {nodes} node{'s' if nodes > 1 else ''}"
 
 
 def _list_trials(console: "Console", trials: "list[Trial]", folder: "StudyFolder") -> None:
@@ -164,22 +245,33 @@ def _write_report(console: "Console", folder: "StudyFolder") -> None:
 
 
 @contextmanager
-def _stoppable(console: "Console", study_file: Path, folder: "StudyFolder") -> Iterator[None]:
-    """End on Ctrl-C and on SIGTERM alike: ranks stopped, the way to go on told."""
+def _stoppable(
+    console: "Console", study_file: Path, trials: "list[Trial]", folder: "StudyFolder", launcher: "Launcher"
+) -> Iterator[None]:
+    """End on Ctrl-C, SIGTERM and Slurm's notice before a time limit: ranks stopped, the way to go on told."""
+    from scalestudy.launch.runner import pending
+
+    signals = (signal.SIGTERM, signal.SIGUSR1)
 
     def stop(*_: object) -> NoReturn:
+        # Once: the stop itself must not be stopped.
+        for number in (*signals, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, stop)
+    before = {number: signal.signal(number, stop) for number in signals}
+    left_at_first = len(pending(trials, folder))
     try:
         yield
     except KeyboardInterrupt:
+        how = launcher.resume(advanced=len(pending(trials, folder)) < left_at_first)
         console.print(
-            f"stopped; the ranks are gone and {folder.path} is whole. To go on:\n"
-            f"  scalestudy run {study_file} --out {folder.path}",
+            f"stopped; the ranks are gone and {folder.path} is whole. "
+            + (how or f"To go on:\n  scalestudy run {study_file} --launcher {launcher.name} --out {folder.path}"),
             soft_wrap=True,
             highlight=False,
         )
         raise typer.Exit(130) from None
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,16 +1,18 @@
 """A study's output folder: who may write to it, where everything lies, and which trials are done."""
 
+import errno
 import fcntl
 import json
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from scalestudy.launch.errors import InputError
-from scalestudy.trainers.files import RECORD_NAME, UNFINISHED, read_record, write_atomically
+from scalestudy.trainers.files import RECORD_NAME, UNFINISHED, read_record, record_paths, write_atomically
 from scalestudy.trainers.record import RankReport, Record
 from scalestudy.trainers.trial import Trial
 
@@ -18,11 +20,12 @@ _MARKER = "scalestudy.json"
 
 
 class StudyFolder:
-    """`trials/` holds a folder a trial; a run adds to it and never deletes or overwrites."""
+    """`trials/` holds a folder a trial, `jobs/` what was submitted; a run adds and never deletes or overwrites."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.trials_path = path / "trials"
+        self.jobs_path = path / "jobs"
 
     def create(self, study_name: str) -> None:
         """Make the folder, or make sure that it is this study's; raises InputError where it is not."""
@@ -47,19 +50,34 @@ class StudyFolder:
             raise InputError(f"{marker}: is damaged ({error}); name another folder with --out") from None
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Hold the folder for one run; the lock goes with the process. Raises InputError where another holds it."""
-        with (self.path / ".lock").open("a+") as lock:
+    def locked(self, share: str | None = None) -> Iterator[None]:
+        """Hold the folder for one run, or a share of its trials beside runs of other shares.
+
+        The lock goes with the process. Raises InputError where another run holds it.
+        """
+        with ExitStack() as held:
+            held.enter_context(self._lock(".lock", fcntl.LOCK_SH if share else fcntl.LOCK_EX))
+            if share:
+                held.enter_context(self._lock(f".lock-{share}", fcntl.LOCK_EX))
+            yield
+
+    @contextmanager
+    def _lock(self, name: str, kind: int) -> Iterator[None]:
+        with (self.path / name).open("a+") as lock:
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(lock, kind | fcntl.LOCK_NB)
             except BlockingIOError:
                 lock.seek(0)
                 holder = lock.read().strip() or "unknown"
                 raise InputError(
-                    f"{self.path}: --out: another run (process {holder}) is writing there; wait for it, or name another"
+                    f"{self.path}: --out: another run ({holder}) is writing there; wait for it, or name another"
                 ) from None
+            except OSError as error:
+                # Lustre mounted without locks: two runs are then the user's to keep apart.
+                if error.errno not in (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK):
+                    raise
             lock.truncate(0)
-            lock.write(str(os.getpid()))
+            lock.write(f"process {os.getpid()} on {os.uname().nodename}")
             lock.flush()
             yield
 
@@ -73,6 +91,10 @@ class StudyFolder:
             return read_record(self.trial_path(trial))
         except (FileNotFoundError, ValidationError):
             return None
+
+    def outcomes(self) -> Counter[str]:
+        """Return how many of the folder's trials ended how."""
+        return Counter(read_record(path.parent).outcome for path in record_paths(self.trials_path))
 
     def damaged(self, trials: Sequence[Trial]) -> list[Path]:
         """Return the records of these trials that are there and cannot be read."""

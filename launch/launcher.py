@@ -1,10 +1,11 @@
 """What starts the ranks of a trial, and how that ended."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from scalestudy.cluster.host import Topology
+from scalestudy.launch.errors import InputError
 from scalestudy.trainers.trainer import TRAINERS
 from scalestudy.trainers.trial import Trial
 
@@ -15,6 +16,7 @@ class Exit(NamedTuple):
     codes: tuple[int, ...]
     timed_out: bool
     first_failed: int | None
+    lost_nodes: tuple[str, ...] = ()
 
 
 class Launcher(Protocol):
@@ -23,12 +25,70 @@ class Launcher(Protocol):
     name: str
 
     def capacity(self) -> Topology:
-        """Return the nodes and devices on offer."""
+        """Return the nodes and devices on offer now."""
+
+    def scheduler(self) -> dict[str, str]:
+        """Return what the scheduler says of the job that all this runs in."""
 
     def run(self, trial: Trial, folder: Path, deadline_s: float, tick: Callable[[], None]) -> Exit:
-        """Start every rank, wait, calling `tick` now and then, and kill the whole group on the deadline."""
+        """Start every rank, wait, calling `tick` now and then, and kill the whole group on the deadline.
+
+        Raises OSError where they cannot be started.
+        """
+
+    def resume(self, *, advanced: bool) -> str | None:
+        """Have a run that stops before its end started again by whoever started it, if it finished a trial at least.
+
+        Returns in words how it goes on, or None where only the user can start it again.
+        """
 
 
 def processes(trial: Trial) -> int:
     """Return how many processes a trial has: one a device, or one a node."""
     return trial.world_size if TRAINERS[trial.trainer].process_per_device else trial.nodes
+
+
+def unfit(trial: Trial) -> str | None:
+    """Return why a trial cannot be run anywhere, or None."""
+    if trial.nodes > 1 and not TRAINERS[trial.trainer].process_per_device:
+        return (
+            f"{trial.trainer} drives the devices of one node; {trial.world_size} devices, "
+            f"{trial.devices_per_node} a node, need {trial.nodes} nodes"
+        )
+    return None
+
+
+def nodes_needed(trial: Trial) -> int:
+    """Return how many nodes a trial must be given; one that is only to be skipped holds no more than one."""
+    return 1 if unfit(trial) else trial.nodes
+
+
+def check_capacity(trials: Iterable[Trial], path: Path, launcher: str, topology: Topology) -> None:
+    """Raise InputError where a trial needs more nodes than there are."""
+    for trial in trials:
+        if nodes_needed(trial) > topology.nodes:
+            raise InputError(
+                f"{path}: world_sizes: {trial.world_size} is above the capacity of launcher {launcher!r}: "
+                f"{topology.nodes} node{'s' if topology.nodes > 1 else ''} with {trial.devices_per_node} "
+                f"{trial.device} devices; use at most {topology.nodes * trial.devices_per_node}"
+            )
+
+
+def worker_command(interpreter: str, folder: Path) -> list[str]:
+    """Return the worker's command line."""
+    return [interpreter, "-m", "scalestudy.trainers.worker", str(folder)]
+
+
+def worker_variables(inherited: Mapping[str, str], trial: Trial, process_count: int) -> dict[str, str]:
+    """Return what governs a rank under every launcher: its threads, and how its log is written."""
+    threads = str(trial.threads_per_device * (trial.world_size // process_count))
+    return {
+        # Frameworks' chatter; an INFO line a step would be part of what is measured.
+        "TF_CPP_MIN_LOG_LEVEL": inherited.get("TF_CPP_MIN_LOG_LEVEL", "1"),
+        "OMP_NUM_THREADS": threads,
+        "MKL_NUM_THREADS": threads,
+        "OPENBLAS_NUM_THREADS": threads,
+        "PYTHONUNBUFFERED": "1",
+        # The ranks' stdin ends when the controller does, however it does, and they end with it.
+        "SCALESTUDY_LIFELINE": "stdin",
+    }

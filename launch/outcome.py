@@ -24,6 +24,9 @@ class Ending(NamedTuple):
 
 def ending(trial: Trial, ended: Exit, reports: Sequence[RankReport], folder: Path) -> Ending:
     """Judge a trial: how its processes ended first, then whether what they measured may be believed."""
+    if ended.lost_nodes:
+        several = len(ended.lost_nodes) > 1
+        return Ending("failed", f"node{'s' if several else ''} {', '.join(ended.lost_nodes)} failed under the trial")
     errors = [(report.rank.rank, report.error) for report in reports if report.error]
     for rank, error in errors:
         if error.kind == "oom":

@@ -27,7 +27,8 @@ _START_S = 8.0
 
 def described(trial: Trial) -> str:
     """Return a trial in a few words."""
-    return f"{trial.model} · {trial.trainer} · world size {trial.world_size} · repeat {trial.repeat + 1}"
+    nodes = f" on {trial.nodes} nodes" if trial.nodes > 1 else ""
+    return f"{trial.model} · {trial.trainer} · world size {trial.world_size}{nodes} · repeat {trial.repeat + 1}"
 
 
 class Estimate:
@@ -68,7 +69,8 @@ class PlainLines:
     def finished(self, record: Record) -> None:
         """Print how the trial ended and the time left."""
         self._estimate.add(record)
-        self._waiting.remove(record.trial)
+        if not record.lost_nodes:
+            self._waiting.remove(record.trial)
         done = self._count - len(self._waiting)
         self._console.print(
             f"\\[{done}/{self._count}] {escape(described(record.trial))}: {_ended(record)}; {self.left()}",
@@ -123,7 +125,7 @@ class LiveBar(PlainLines):
     def finished(self, record: Record) -> None:
         """Print the line and move the bar."""
         super().finished(record)
-        self._bar.advance(self._task)
+        self._bar.update(self._task, completed=self._count - len(self._waiting))
 
 
 def duration(seconds: float) -> str:

@@ -2,7 +2,8 @@
 
 import subprocess
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -12,10 +13,13 @@ from typing import Protocol
 
 from scalestudy.cluster.host import Host, this_host
 from scalestudy.launch.folder import StudyFolder
-from scalestudy.launch.launcher import Launcher, processes
+from scalestudy.launch.launcher import Launcher, nodes_needed, processes, unfit
 from scalestudy.launch.outcome import Ending, ending
-from scalestudy.trainers.record import Environment, Record
+from scalestudy.trainers.record import Environment, RankReport, Record
 from scalestudy.trainers.trial import Trial
+
+# So often a trial is tried that loses a node every time.
+_ATTEMPTS = 3
 
 
 class Observer(Protocol):
@@ -53,17 +57,32 @@ class Origin:
         )
 
 
-def pending(trials: Sequence[Trial], folder: StudyFolder) -> list[Trial]:
-    """Return the trials that are not done, in their order."""
-    return [trial for trial in trials if folder.record(trial) is None]
+def pending(trials: Iterable[Trial], folder: StudyFolder) -> list[Trial]:
+    """Return the trials to run, in their order: those that have no record, and those that lost a node."""
+    return [trial for trial in trials if (record := folder.record(trial)) is None or record.lost_nodes]
 
 
 def run_trials(
     trials: Sequence[Trial], folder: StudyFolder, launcher: Launcher, origin: Origin, observer: Observer
-) -> None:
-    """Run the given trials; a failed one costs its record, never the study."""
-    for trial in trials:
-        observer.finished(run_trial(trial, folder, launcher, origin, observer))
+) -> list[Trial]:
+    """Run the given trials; a failed one costs its record, never the study.
+
+    A trial that lost a node runs again after the others. Returns those for which too few nodes were left.
+    """
+    waiting = list(trials)
+    attempts: Counter[str] = Counter()
+    while waiting:
+        nodes = launcher.capacity().nodes
+        trial = next((trial for trial in waiting if nodes_needed(trial) <= nodes), None)
+        if trial is None:
+            break
+        waiting.remove(trial)
+        attempts[trial.id] += 1
+        record = run_trial(trial, folder, launcher, origin, observer)
+        observer.finished(record)
+        if record.lost_nodes and attempts[trial.id] < _ATTEMPTS:
+            waiting.append(trial)
+    return waiting
 
 
 def run_trial(trial: Trial, folder: StudyFolder, launcher: Launcher, origin: Origin, observer: Observer) -> Record:
@@ -71,21 +90,28 @@ def run_trial(trial: Trial, folder: StudyFolder, launcher: Launcher, origin: Ori
     path = folder.begin(trial)
     observer.started(trial, path)
     started_at, began_s = datetime.now(UTC), time.monotonic()
-    try:
-        ended = launcher.run(trial, path, trial.measurement.deadline_s, observer.tick)
-        reports = folder.reports(path, processes(trial))
-        how = ending(trial, ended, reports, path)
-    except OSError as error:
-        reports, how = (), Ending("failed", f"the ranks could not be started: {error}")
+    reports: tuple[RankReport, ...] = ()
+    lost_nodes: tuple[str, ...] = ()
+    if reason := unfit(trial):
+        how = Ending("skipped", reason)
+    else:
+        try:
+            ended = launcher.run(trial, path, trial.measurement.deadline_s, observer.tick)
+            reports = folder.reports(path, processes(trial))
+            how, lost_nodes = ending(trial, ended, reports, path), ended.lost_nodes
+        except OSError as error:
+            how = Ending("failed", f"the ranks could not be started: {error}")
     record = Record(
         trial=trial,
         outcome=how.outcome,
         reason=how.reason,
+        lost_nodes=lost_nodes,
         reports=reports,
         environment=Environment(
             started_at=started_at.isoformat(timespec="seconds"),
             duration_s=time.monotonic() - began_s,
             launcher=launcher.name,
+            scheduler=launcher.scheduler(),
             host=origin.host,
             scalestudy=origin.scalestudy,
             git_commit=origin.git_commit,

@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, fi
 from pydantic_core import ErrorDetails
 
 from scalestudy.cluster.frozen import Frozen
-from scalestudy.cluster.host import Topology, nvidia_gpus
+from scalestudy.cluster.host import Topology
 from scalestudy.launch.errors import InputError
 from scalestudy.trainers.data import class_names, mnist_files
 from scalestudy.trainers.models import MODELS, model_spec
@@ -42,10 +42,18 @@ def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
     return values
 
 
+def _quoted(value: Any) -> Any:
+    if isinstance(value, int):
+        raise ValueError(f"{value}: YAML reads 02:00:00 as a number of seconds; put it in quotes: '02:00:00'")
+    return value
+
+
 TrainerName = Annotated[str, AfterValidator(lambda name: known("trainer", name, TRAINERS))]
 ModelName = Annotated[str, AfterValidator(lambda name: known("model", name, MODELS))]
+# One line of text: what goes to a command line or into a job script can hold no line break and no NUL.
+Line = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]+$")]
 PositiveInt = Annotated[int, Field(ge=1, strict=True)]
-Batches = Annotated[tuple[PositiveInt, ...], BeforeValidator(_listed), AfterValidator(_distinct), Field(min_length=1)]
+Counts = Annotated[tuple[PositiveInt, ...], BeforeValidator(_listed), AfterValidator(_distinct), Field(min_length=1)]
 
 
 class ModelEntry(Frozen):
@@ -53,7 +61,7 @@ class ModelEntry(Frozen):
 
     name: ModelName
     data: str | None = None
-    batch: Batches | None = None
+    batch: Counts | None = None
     image_size: PositiveInt | None = None
     channels: PositiveInt | None = None
     classes: PositiveInt | None = None
@@ -62,6 +70,35 @@ class ModelEntry(Frozen):
     @classmethod
     def _from_name(cls, value: Any) -> Any:
         return {"name": value} if isinstance(value, str) else value
+
+
+class Container(Frozen):
+    """An image that holds scalestudy and its frameworks: the ranks run in it, the controller outside."""
+
+    image: Line
+    runtime: Literal["pyxis", "apptainer"]
+    python: Line = "python3"
+    mounts: Annotated[tuple[Line, ...], BeforeValidator(_listed)] = ()
+
+
+class SlurmOptions(Frozen):
+    """How `scalestudy submit` asks Slurm for nodes; what is left out is the cluster's default, or SBATCH_* of the user.
+
+    With `jobs_at_once` every repeat is a job of its own, in an array of which so many run at a time.
+    `setup` is lines of shell that run before anything else, such as `module load cuda`.
+    """
+
+    partition: Line | None = None
+    account: Line | None = None
+    qos: Line | None = None
+    constraint: Line | None = None
+    reservation: Line | None = None
+    gres: Line | None = None
+    time: Annotated[Line, BeforeValidator(_quoted)] | None = None
+    exclusive: bool = True
+    jobs_at_once: PositiveInt | None = None
+    setup: Annotated[tuple[Line, ...], BeforeValidator(_listed)] = ()
+    container: Container | None = None
 
 
 class Study(Frozen):
@@ -73,15 +110,17 @@ class Study(Frozen):
     models: Annotated[tuple[ModelEntry, ...], BeforeValidator(_listed), AfterValidator(_distinct)]
     world_sizes: Annotated[tuple[PositiveInt, ...], BeforeValidator(_listed), AfterValidator(_distinct)]
     scaling: Scaling = "weak"
-    batch: Batches | None = None
+    batch: Counts | None = None
     data: str = "synthetic"
     precision: Literal["fp32"] = "fp32"
     optimizer: Optimizer = Optimizer()
     measurement: Measurement = Measurement()
     repeats: PositiveInt = 3
     seed: int = Field(default=1, ge=0)
-    launcher: Literal["local"] = "local"
+    launcher: Literal["local", "slurm"] = "local"
+    slurm: SlurmOptions = SlurmOptions()
     device: Literal["auto", "cpu", "gpu"] = "auto"
+    devices_per_node: Counts | None = None
     threads_per_device: PositiveInt | None = None
     loader_workers: int = Field(default=1, ge=0)
     environments: dict[TrainerName, str] = {}
@@ -109,6 +148,14 @@ class Study(Frozen):
         return self
 
 
+class Layout(Frozen):
+    """What a study leaves to the machine, settled: all trials are of one kind of device, and of as many threads."""
+
+    device: Device
+    devices_per_node: tuple[int, ...]
+    threads_per_device: int
+
+
 def load_study(path: Path) -> Study:
     """Read and check a study file; raises InputError with a line for every mistake in it."""
     try:
@@ -125,32 +172,35 @@ def load_study(path: Path) -> Study:
         raise InputError("\n".join(f"{path}: {_line(mistake)}" for mistake in error.errors())) from None
 
 
-def resolve_device(study: Study, path: Path) -> Device:
-    """Return the device to train on: `auto` takes GPUs where there are any."""
-    found = bool(nvidia_gpus()[0])
-    if study.device == "gpu" and not found:
+def resolve(study: Study, path: Path, topology: Topology) -> Layout:
+    """Settle what a study leaves to the machine; raises InputError where a node of `topology` cannot hold it."""
+    if study.device == "gpu" and not topology.gpus_per_node:
         raise InputError(f"{path}: device: 'gpu', but no NVIDIA GPU is found here; use 'cpu' or 'auto'")
-    return "gpu" if found and study.device != "cpu" else "cpu"
+    device: Device = "gpu" if topology.gpus_per_node and study.device != "cpu" else "cpu"
+    offered, cpus = topology.devices_per_node(device), topology.cpus_per_node
+    per_node = study.devices_per_node or (offered,)
+    if max(per_node) > offered:
+        raise InputError(
+            f"{path}: devices_per_node: {max(per_node)}, but a node has {offered} {device} devices; "
+            f"use at most {offered}"
+        )
+    fullest = min(max(study.world_sizes), max(per_node))
+    threads = study.threads_per_device or max(1, cpus // fullest)
+    if threads * fullest > cpus:
+        raise InputError(
+            f"{path}: threads_per_device: {threads} threads × {fullest} devices need {threads * fullest} CPUs, "
+            f"there are {cpus}; use at most {cpus // fullest}"
+        )
+    return Layout(device=device, devices_per_node=per_node, threads_per_device=threads)
 
 
-def study_trials(study: Study, path: Path, topology: Topology, device: Device) -> list[Trial]:
+def study_trials(study: Study, path: Path, layout: Layout) -> list[Trial]:
     """Return every trial in the order to run them: repeat by repeat, each shuffled by the study's seed.
 
-    Raises InputError for what only the machine and the data can tell: capacity, folders, image sizes.
+    Raises InputError for what only the data can tell: folders, image sizes.
     """
-    largest = max(study.world_sizes)
-    if largest > topology.devices:
-        raise InputError(
-            f"{path}: world_sizes: {largest} is above the capacity of launcher {study.launcher!r}: {topology.nodes} "
-            f"node with {topology.devices_per_node} {topology.device} devices; use at most {topology.devices}"
-        )
-    threads = study.threads_per_device or max(1, topology.cpus_per_node // largest)
-    if threads * largest > topology.cpus_per_node:
-        raise InputError(
-            f"{path}: threads_per_device: {threads} threads × {largest} devices need {threads * largest} CPUs, "
-            f"there are {topology.cpus_per_node}; use at most {topology.cpus_per_node // largest}"
-        )
     trials: list[Trial] = []
+    models = [(model, _data(study, model, path)) for model in study.models]
     for repeat in range(study.repeats):
         block = [
             Trial(
@@ -159,21 +209,23 @@ def study_trials(study: Study, path: Path, topology: Topology, device: Device) -
                 data=data,
                 scaling=study.scaling,
                 world_size=world_size,
-                device=device,
+                devices_per_node=per_node,
+                device=layout.device,
                 per_device_batch=batch // (world_size if study.scaling == "strong" else 1),
                 precision=study.precision,
                 execution=TRAINERS[trainer].execution,
                 optimizer=study.optimizer,
                 measurement=study.measurement,
-                threads_per_device=threads,
+                threads_per_device=layout.threads_per_device,
                 loader_workers=study.loader_workers,
                 seed=study.seed,
                 repeat=repeat,
             )
-            for model, data in [(model, _data(study, model, path)) for model in study.models]
+            for model, data in models
             for batch in model.batch or study.batch or ()
             for trainer in study.trainers
             for world_size in study.world_sizes
+            for per_node in layout.devices_per_node
         ]
         random.Random(f"{study.seed} {repeat}").shuffle(block)
         trials += block
@@ -231,8 +283,14 @@ def _line(mistake: ErrorDetails) -> str:
     """Say one of pydantic's findings in our words."""
     where = ".".join(map(str, mistake["loc"]))
     if mistake["type"] == "extra_forbidden":
-        parents: dict[str, type[Frozen]] = {"models": ModelEntry, "optimizer": Optimizer, "measurement": Measurement}
-        model: type[Frozen] = parents.get(str(mistake["loc"][0]), Study) if len(mistake["loc"]) > 1 else Study
+        parents: dict[str, type[Frozen]] = {
+            "models": ModelEntry,
+            "optimizer": Optimizer,
+            "measurement": Measurement,
+            "container": Container,
+            "slurm": SlurmOptions,
+        }
+        model = next((parents[name] for name in map(str, reversed(mistake["loc"][:-1])) if name in parents), Study)
         fields = [field.alias or name for name, field in model.model_fields.items()]
         try:
             known("field", str(mistake["loc"][-1]), fields)

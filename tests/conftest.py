@@ -36,6 +36,7 @@ def make_trial() -> Callable[..., Trial]:
             "data": Data(source="synthetic", channels=1, image_size=32, classes=10),
             "scaling": "weak",
             "world_size": 1,
+            "devices_per_node": 8,
             "device": "cpu",
             "per_device_batch": 8,
             "execution": "eager",

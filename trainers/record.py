@@ -81,6 +81,8 @@ class Environment(Frozen):
     started_at: str
     duration_s: float
     launcher: str
+    # What the launcher's scheduler says of the job: its number, partition, nodes.
+    scheduler: dict[str, str] = {}
     host: Host
     scalestudy: str
     git_commit: str | None
@@ -95,5 +97,7 @@ class Record(Frozen):
     trial: Trial
     outcome: Outcome
     reason: str | None = None
+    # Nodes that were lost under the trial: it is measured again once there are enough.
+    lost_nodes: tuple[str, ...] = ()
     reports: tuple[RankReport, ...] = ()
     environment: Environment

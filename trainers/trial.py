@@ -4,6 +4,7 @@ Schema history: 1 = first.
 """
 
 import hashlib
+import math
 from typing import Literal
 
 from pydantic import Field
@@ -66,7 +67,7 @@ class Trial(Frozen):
     data: Data
     scaling: Scaling
     world_size: int = Field(ge=1)
-    nodes: int = Field(default=1, ge=1)
+    devices_per_node: int = Field(ge=1)
     device: Device
     per_device_batch: int = Field(ge=1)
     precision: Literal["fp32"] = "fp32"
@@ -82,6 +83,11 @@ class Trial(Frozen):
     def global_batch(self) -> int:
         """Images in one step over all devices."""
         return self.per_device_batch * self.world_size
+
+    @property
+    def nodes(self) -> int:
+        """Nodes it takes: each holds `devices_per_node` of its devices, the last one what is left."""
+        return math.ceil(self.world_size / self.devices_per_node)
 
     @property
     def id(self) -> str:

@@ -19,8 +19,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scalestudy.cluster.host import pin, this_host, usable_cpus
+from scalestudy.cluster.host import pin, process_age_s, this_host, usable_cpus
 from scalestudy.cluster.rank import Rank
+from scalestudy.cluster.slurm_step import ADDRESSES, step_environ
 from scalestudy.trainers.data import first_unreadable, list_images
 from scalestudy.trainers.files import write_atomically
 from scalestudy.trainers.measure import Measured, measure
@@ -29,12 +30,12 @@ from scalestudy.trainers.software import capture
 from scalestudy.trainers.trainer import TRAINERS
 from scalestudy.trainers.trial import Trial
 
-_IMPORTED_S = time.time()
-
 
 def main() -> None:
     """Run one rank; exits 1 after writing a report that says why."""
     folder = Path(sys.argv[1])
+    if ADDRESSES in os.environ:
+        os.environ.update(step_environ(os.environ))
     rank = Rank.from_environ(os.environ)
     if os.environ.get("SCALESTUDY_LIFELINE") == "stdin":
         threading.Thread(target=_die_with_launcher, daemon=True).start()
@@ -60,10 +61,12 @@ def run(trial: Trial, rank: Rank, folder: Path) -> RankReport:
 
 
 def device_cpus(cpus: list[int], trial: Trial, rank: Rank) -> list[int]:
-    """Return this rank's own CPUs among its host's: as many for a device at every world size."""
-    devices = trial.world_size // rank.world_size
-    share = trial.threads_per_device * devices
-    return cpus[rank.local_rank * share : (rank.local_rank + 1) * share] or cpus
+    """Return this rank's own CPUs among those it may use: as many for a device at every world size."""
+    share = trial.threads_per_device * (trial.world_size // rank.world_size)
+    if len(cpus) >= share * rank.local_world_size:
+        return cpus[rank.local_rank * share : (rank.local_rank + 1) * share]
+    # Too few for all ranks of the node: a scheduler has given this rank its own, or ranks must share.
+    return cpus
 
 
 def checksum(parameters: Mapping[str, NDArray[np.float32]]) -> str:
@@ -80,7 +83,7 @@ def _run(trial: Trial, rank: Rank, folder: Path, phases: dict[str, float], found
         found["host"] = this_host()
     pin(device_cpus(usable_cpus(), trial, rank))
     # From the start of the process: the interpreter and our own imports are part of what a job waits for.
-    phases["import"] = time.time() - float(os.environ.get("SCALESTUDY_STARTED_S", _IMPORTED_S))
+    phases["import"] = process_age_s()
     with _timed(phases, "import"):
         trainer_class = TRAINERS[trial.trainer].load()
     with _timed(phases, "rendezvous"):

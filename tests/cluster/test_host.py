@@ -14,8 +14,8 @@ def test_this_host_says_what_psutil_says() -> None:
 
 
 def test_on_cpu_a_device_is_a_usable_core() -> None:
-    topology = local_topology("cpu")
-    assert (topology.nodes, topology.devices) == (1, len(usable_cpus()))
+    topology = local_topology()
+    assert (topology.nodes, topology.devices_per_node("cpu")) == (1, len(usable_cpus()))
 
 
 def test_peak_memory_is_at_least_what_is_resident_now() -> None:

@@ -22,7 +22,7 @@ def launch(tmp_path: Path, make_trial: Callable[..., Trial]) -> Launch:
         interpreter = tmp_path / "interpreter"
         interpreter.write_text(f"#!/bin/bash\nfolder=$3\n{script}\n")
         interpreter.chmod(0o755)
-        launcher = LocalLauncher("cpu", {"torch-ddp": str(interpreter)})
+        launcher = LocalLauncher({"torch-ddp": str(interpreter)})
         return launcher.run(make_trial(world_size=world_size), tmp_path, deadline_s, lambda: None)
 
     return launch
@@ -78,7 +78,7 @@ def test_an_interrupt_ends_every_rank(tmp_path: Path, make_trial: Callable[..., 
         if (tmp_path / "pid-0").exists() and (tmp_path / "pid-1").exists():
             raise KeyboardInterrupt
 
-    launcher = LocalLauncher("cpu", {"torch-ddp": str(interpreter)})
+    launcher = LocalLauncher({"torch-ddp": str(interpreter)})
     with pytest.raises(KeyboardInterrupt):
         launcher.run(make_trial(world_size=2), tmp_path, 30, interrupt)
     assert gone(tmp_path / "pid-0")

@@ -7,10 +7,11 @@ import yaml
 
 from scalestudy.cluster.host import Topology
 from scalestudy.launch.errors import InputError
-from scalestudy.launch.study import load_study, study_trials
+from scalestudy.launch.launcher import check_capacity
+from scalestudy.launch.study import load_study, resolve, study_trials
 from scalestudy.trainers.trial import Trial
 
-TWO_CPUS = Topology(nodes=1, devices_per_node=2, device="cpu", cpus_per_node=2)
+TWO_CPUS = Topology(nodes=1, cpus_per_node=2)
 STUDY: dict[str, Any] = {
     "schema": 1,
     "name": "t",
@@ -35,7 +36,10 @@ def write(tmp_path: Path) -> Write:
 
 
 def trials(path: Path, topology: Topology = TWO_CPUS) -> list[Trial]:
-    return study_trials(load_study(path), path, topology, "cpu")
+    study = load_study(path)
+    found = study_trials(study, path, resolve(study, path, topology))
+    check_capacity(found, path, study.launcher, topology)
+    return found
 
 
 def test_a_study_is_every_combination_and_every_repeat(write: Write) -> None:
@@ -50,7 +54,7 @@ def test_weak_scaling_holds_the_per_device_batch_and_strong_the_global_one(write
 
 
 def test_threads_are_shared_out_so_that_every_world_size_has_the_same(write: Write) -> None:
-    four = Topology(nodes=1, devices_per_node=4, device="cpu", cpus_per_node=4)
+    four = Topology(nodes=1, cpus_per_node=4)
     assert {trial.threads_per_device for trial in trials(write(), four)} == {2}
 
 

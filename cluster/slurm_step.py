@@ -1,0 +1,47 @@
+"""One task of a Slurm step: which rank it is, read from what Slurm gives a task."""
+
+import re
+import socket
+from collections.abc import Mapping
+
+from scalestudy.cluster.host import interface_of
+from scalestudy.cluster.rank import Rank, integer, rank_environ
+
+# One host:port a rank, in rank order: what Slurm does not say, the launcher does.
+ADDRESSES = "SCALESTUDY_ADDRESSES"
+
+
+def step_environ(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return torchrun's variables and TF_CONFIG for this task; raises ValueError naming a variable that is wrong."""
+    rank = step_rank(environ)
+    addresses = environ[ADDRESSES].split(",")
+    own = addresses[rank.rank].rsplit(":", 1)[0]
+    found = rank_environ(rank, addresses)
+    # Gloo would take the interface of the host's name, which on Debian's kind of /etc/hosts is the loopback.
+    if "GLOO_SOCKET_IFNAME" not in environ and (interface := interface_of(socket.gethostbyname(own))):
+        found["GLOO_SOCKET_IFNAME"] = interface
+    return found
+
+
+def step_rank(environ: Mapping[str, str]) -> Rank:
+    """Return this task's rank; the node's name is Slurm's, which several on one host do not share."""
+    node_rank = integer(environ, "SLURM_NODEID")
+    return Rank(
+        rank=integer(environ, "SLURM_PROCID"),
+        world_size=integer(environ, "SLURM_STEP_NUM_TASKS"),
+        local_rank=integer(environ, "SLURM_LOCALID"),
+        local_world_size=tasks_per_node(environ.get("SLURM_STEP_TASKS_PER_NODE", ""))[node_rank],
+        node_rank=node_rank,
+        host=environ["SLURMD_NODENAME"],
+    )
+
+
+def tasks_per_node(text: str) -> list[int]:
+    """Return the tasks of every node from Slurm's short form: `2(x3),1` is 2, 2, 2, 1. Raises ValueError."""
+    counts: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part)
+        if match is None:
+            raise ValueError(f"SLURM_STEP_TASKS_PER_NODE={text!r} is no list of counts such as 2(x3),1")
+        counts += [int(match[1])] * int(match[2] or 1)
+    return counts

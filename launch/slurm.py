@@ -1,0 +1,265 @@
+"""The Slurm launcher: inside an allocation, every trial is an srun step of its own size."""
+
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+
+from scalestudy.cluster.host import Topology
+from scalestudy.cluster.slurm_step import ADDRESSES, tasks_per_node
+from scalestudy.launch import slurm_ask
+from scalestudy.launch.children import kill_group, wait_for
+from scalestudy.launch.errors import InputError
+from scalestudy.launch.launcher import Exit, processes, worker_command, worker_variables
+from scalestudy.launch.slurm_ask import SlurmError
+from scalestudy.launch.study import Container
+from scalestudy.trainers.trial import Trial
+
+LOG_NAME = "srun.log"
+# srun ends its tasks by SIGKILL and waits for them; longer than that something is stuck.
+_STOP_S = 20.0
+_OUT_OF_MEMORY = "Out Of Memory"
+_FAILED_TASKS = re.compile(r"^srun: error: \S+: tasks? ([\d,-]+): (.*?)(?: \(core dumped\))?$", re.MULTILINE)
+_SIGNALS = {signal.strsignal(number): number for number in signal.valid_signals()}
+
+
+class SlurmLauncher:
+    """Ranks as tasks of steps in the allocation that `environ` is of; a node that was lost is not used again."""
+
+    name = "slurm"
+
+    def __init__(
+        self, interpreters: Mapping[str, str], container: Container | None, environ: Mapping[str, str]
+    ) -> None:
+        if "SLURM_JOB_ID" not in environ:
+            raise InputError(
+                "--launcher: slurm: no allocation here (SLURM_JOB_ID is not set); "
+                "start it by `sbatch slurm/scale.sh STUDY.yaml` or `scalestudy submit STUDY.yaml`"
+            )
+        self._interpreters = interpreters
+        self._container = container
+        self._environ = environ
+        self._job_id = environ["SLURM_JOB_ID"]
+        self._job = slurm_ask.job(self._job_id)
+        self._lost: set[str] = set()
+        self._names: list[str] = []
+        self._addresses: dict[str, str] = {}
+
+    def capacity(self) -> Topology:
+        return Topology(
+            nodes=len(self._usable()),
+            cpus_per_node=min(tasks_per_node(self._environ["SLURM_JOB_CPUS_PER_NODE"])),
+            gpus_per_node=int(self._environ.get("SLURM_GPUS_ON_NODE") or 0),
+        )
+
+    def scheduler(self) -> dict[str, str]:
+        job = self._job
+        return {
+            "Slurm job": job.id,
+            "partition": job.partition,
+            "nodes": job.nodes,
+            # squeue's words: NO means that nobody else was on the nodes.
+            "nodes shared with other jobs": {"NO": "no", "OK": "possibly"}.get(job.shared, job.shared.lower()),
+        }
+
+    def run(self, trial: Trial, folder: Path, deadline_s: float, tick: Callable[[], None]) -> Exit:
+        names = self._usable()[: trial.nodes]
+        if len(names) < trial.nodes:
+            raise SlurmError(f"{trial.nodes} nodes are needed, {len(names)} of job {self._job_id} are left")
+        count = processes(trial)
+        try:
+            addresses = rank_addresses(
+                [self._addresses[name] for name in names], self._free_ports(names, count), count, _per_node(trial)
+            )
+        except SlurmError as error:
+            return self._not_started(names, error)
+        folder = folder.resolve()
+        argv = [*step_options(self._job_id, names, count, trial), *self._worker(trial, folder)]
+        ranks_end, our_end = os.pipe()
+        with (folder / LOG_NAME).open("wb") as log:
+            step = subprocess.Popen(
+                argv,
+                env=step_environment(self._environ, trial, count, addresses),
+                stdin=ranks_end,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                # Where the ranks' logs go: a path in --output would have its % signs read as patterns.
+                cwd=folder,
+                start_new_session=True,
+            )
+        try:
+            timed_out, _ = wait_for([step], deadline_s, tick)
+        finally:
+            self._end(step, trial.id)
+            os.close(our_end)
+            os.close(ranks_end)
+        said = (folder / LOG_NAME).read_text(errors="replace")
+        failures = failed_tasks(said)
+        if step.returncode and (lost := self._lost_among(names)):
+            return Exit((), False, None, lost)
+        if step.returncode and not failures and not timed_out:
+            raise SlurmError(" ".join(said.split()) or f"srun ended with exit code {step.returncode}")
+        codes = dict(failures)
+        first = failures[0][0] if failures and not timed_out else None
+        return Exit(tuple(codes.get(rank, 0) for rank in range(count)), timed_out, first)
+
+    def resume(self, *, advanced: bool) -> str:
+        again = "submit it again to go on"
+        if not advanced:
+            return f"job {self._job_id} finished no trial and would go round for ever: give it more --time and {again}"
+        try:
+            if slurm_ask.job(self._job_id).state != "RUNNING":
+                return f"job {self._job_id} was ended from outside; unless Slurm requeues it, {again}"
+            slurm_ask.ask(["scontrol", "requeue", self._job_id])
+        except SlurmError as error:
+            return f"job {self._job_id} could not be requeued ({error}); {again}"
+        return f"job {self._job_id} is requeued and goes on by itself"
+
+    def _usable(self) -> list[str]:
+        """Return the allocation's nodes that steps can be started on, in Slurm's order."""
+        # While Slurm's controller is away the last answer stands.
+        with suppress(SlurmError):
+            found = slurm_ask.nodes(names=slurm_ask.job(self._job_id).nodes)
+            self._names = [node.name for node in found if node.up]
+            self._addresses |= {node.name: node.address for node in found}
+        return [name for name in self._names if name not in self._lost]
+
+    def _free_ports(self, names: Sequence[str], count: int) -> list[list[int]]:
+        """Return so many ports for every node that were free there just now."""
+        said = self._on_every(names, [sys.executable, "-m", "scalestudy.cluster.ports", str(count)])
+        by_task = dict(line.split(": ", 1) for line in said.splitlines())
+        return [[int(port) for port in by_task[str(task)].split()] for task in range(len(names))]
+
+    def _lost_among(self, names: Sequence[str]) -> tuple[str, ...]:
+        """Return the nodes that Slurm has given up, or on which nothing can be started, and use them no more."""
+        usable = self._usable()
+        lost = [name for name in names if name not in usable]
+        if not lost and not self._answers(names):
+            # Slurm takes minutes to notice; srun knows at once.
+            with ThreadPoolExecutor(max_workers=16) as pool:
+                answers = pool.map(self._answers, [[name] for name in names])
+                lost = [name for name, answered in zip(names, answers, strict=True) if not answered]
+        self._lost |= set(lost)
+        return tuple(lost)
+
+    def _not_started(self, names: Sequence[str], error: SlurmError) -> Exit:
+        if lost := self._lost_among(names):
+            return Exit((), False, None, lost)
+        raise error
+
+    def _answers(self, names: Sequence[str]) -> bool:
+        with suppress(SlurmError):
+            self._on_every(names, ["true"])
+            return True
+        return False
+
+    def _on_every(self, names: Sequence[str], command: Sequence[str]) -> str:
+        """Run a command once on every node, beside whatever runs there; raises SlurmError."""
+        options = [f"--jobid={self._job_id}", f"--nodes={len(names)}", f"--ntasks={len(names)}"]
+        placed = [f"--nodelist={','.join(names)}", "--distribution=block", "--overlap", "--gres=none", "--mem=0"]
+        argv = ["srun", *options, *placed, "--mpi=none", "--label", *command]
+        return slurm_ask.ask(argv, environ=slurm_ask.without_options(self._environ))
+
+    def _worker(self, trial: Trial, folder: Path) -> list[str]:
+        if self._container is None:
+            return worker_command(self._interpreters.get(trial.trainer, sys.executable), folder)
+        return in_container(self._container, trial, worker_command(self._container.python, folder), folder)
+
+    def _end(self, step: subprocess.Popen[bytes], name: str) -> None:
+        """End a step whose srun still runs, and make sure that it is gone."""
+        if step.poll() is not None:
+            return
+        step.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            step.wait(_STOP_S)
+        kill_group(step)
+        with suppress(SlurmError):
+            listed = ["squeue", "--noheader", "--steps", f"--jobs={self._job_id}", "--format=%i|%j"]
+            for step_id, _, step_name in (line.partition("|") for line in slurm_ask.ask(listed).splitlines()):
+                if step_name == name:
+                    slurm_ask.ask(["scancel", "--signal=KILL", step_id])
+
+
+def step_options(job_id: str, names: Sequence[str], count: int, trial: Trial) -> list[str]:
+    """Return the srun of a trial's step without the program: its nodes, its tasks and what each is bound to."""
+    devices = trial.world_size // count
+    gpus = min(trial.world_size, trial.devices_per_node)
+    return [
+        "srun",
+        f"--jobid={job_id}",
+        f"--job-name={trial.id}",
+        f"--nodes={len(names)}",
+        f"--nodelist={','.join(names)}",
+        f"--ntasks={count}",
+        # Rank by rank onto the first node until it is full, and so on: also where the last one takes fewer.
+        f"--distribution=plane={_per_node(trial)}",
+        f"--cpus-per-task={trial.threads_per_device * devices}",
+        "--cpu-bind=cores",
+        f"--gres=gpu:{gpus}" if trial.device == "gpu" else "--gres=none",
+        # A rank takes the device of its local rank: shut off from each other, NCCL could not use NVLink between them.
+        "--gpu-bind=none",
+        # All that the job has.
+        "--mem=0",
+        "--mpi=none",
+        "--kill-on-bad-exit=1",
+        # The controller watches the deadline to the second; this is for the case that it is gone.
+        f"--time={math.ceil(trial.measurement.deadline_s / 60) + 2}",
+        "--output=rank-%t.log",
+    ]
+
+
+def in_container(container: Container, trial: Trial, command: Sequence[str], folder: Path) -> list[str]:
+    """Return what follows srun's options so that `command` runs in a container that sees the trial's folders."""
+    mounts = [str(folder), *([trial.data.folder] if trial.data.folder else []), *container.mounts]
+    if container.runtime == "pyxis":
+        pairs = [mount if ":" in mount else f"{mount}:{mount}" for mount in mounts]
+        return [f"--container-image={container.image}", f"--container-mounts={','.join(pairs)}", *command]
+    binds = [word for mount in mounts for word in ("--bind", mount)]
+    return ["apptainer", "exec", *(["--nv"] if trial.device == "gpu" else []), *binds, container.image, *command]
+
+
+def step_environment(
+    inherited: Mapping[str, str], trial: Trial, count: int, addresses: Sequence[str]
+) -> dict[str, str]:
+    """Return the environment of a trial's step: how many threads a rank may use, and where all of them are."""
+    return {
+        **slurm_ask.without_options(inherited),
+        **worker_variables(inherited, trial, count),
+        ADDRESSES: ",".join(addresses),
+    }
+
+
+def rank_addresses(hosts: Sequence[str], free_ports: Sequence[Sequence[int]], count: int, per_node: int) -> list[str]:
+    """Return host:port for every rank; no port twice, since several nodes may be one host."""
+    taken: set[int] = set()
+    addresses = []
+    for rank in range(count):
+        node = rank // per_node
+        port = next(port for port in free_ports[node] if port not in taken)
+        taken.add(port)
+        addresses.append(f"{hosts[node]}:{port}")
+    return addresses
+
+
+def failed_tasks(said: str) -> list[tuple[int, int]]:
+    """Return rank and exit code, negative for a signal, of the tasks that failed, in the order srun told of them."""
+    found: dict[int, int] = {}
+    for ranks, how in _FAILED_TASKS.findall(said):
+        exited = re.fullmatch(r"Exited with exit code (\d+)", how)
+        code = int(exited[1]) if exited else -_SIGNALS.get(how, signal.SIGKILL if how == _OUT_OF_MEMORY else 0) or 1
+        for part in ranks.split(","):
+            first, _, last = part.partition("-")
+            for rank in range(int(first), int(last or first) + 1):
+                found.setdefault(rank, code)
+    return list(found.items())
+
+
+def _per_node(trial: Trial) -> int:
+    """Return how many processes a full node runs."""
+    return min(processes(trial), trial.devices_per_node)

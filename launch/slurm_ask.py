@@ -1,0 +1,110 @@
+"""Slurm's own commands: asked in one place, their answers taken apart by pure functions."""
+
+import re
+import subprocess
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+# A controller that is busy or restarting answers late; Slurm's own clients try for as long.
+_PATIENCE_S = 60.0
+# Set in an allocation, they would change what a command asked for there means (srun(1), INPUT ENVIRONMENT VARIABLES);
+# SLURM_CONF alone says which cluster is meant. SBATCH_* are a user's own defaults.
+_OPTIONS = re.compile(r"(SLURM|SRUN|SLURMD)_(?!CONF$)")
+
+
+class SlurmError(OSError):
+    """A command of Slurm's failed, with Slurm's own words."""
+
+
+class Node(NamedTuple):
+    """A node as sinfo sees it; its address is how other nodes reach it, which its name need not be."""
+
+    name: str
+    address: str
+    state: str
+    cpus: int
+    gpus: int
+
+    @property
+    def up(self) -> bool:
+        """Whether steps can be started there; `*` stands behind the state of a node that does not respond."""
+        return not (self.state.endswith("*") or re.match("down|drained|fail|error|power|unknown|future", self.state))
+
+
+class Job(NamedTuple):
+    """A job or an array's task as squeue sees it; `nodes` is the node list in Slurm's short form."""
+
+    id: str
+    state: str
+    reason: str
+    nodes: str
+    partition: str
+    shared: str
+    elapsed: str
+
+
+def ask(argv: Sequence[str], *, text: str = "", environ: Mapping[str, str] | None = None) -> str:
+    """Run one of Slurm's commands and return what it prints; raises SlurmError with what it says of its failure."""
+    try:
+        answer = subprocess.run(argv, capture_output=True, input=text, text=True, env=environ, timeout=_PATIENCE_S)
+    except FileNotFoundError:
+        raise SlurmError(f"{argv[0]} is not on PATH: this is no host of a Slurm cluster") from None
+    except subprocess.TimeoutExpired:
+        raise SlurmError(f"{argv[0]} did not answer within {_PATIENCE_S:g} s") from None
+    if answer.returncode:
+        said = " ".join(answer.stderr.split()) or " ".join(answer.stdout.split())
+        raise SlurmError(said or f"{' '.join(argv)} ended with exit code {answer.returncode}")
+    return answer.stdout
+
+
+def without_options(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return an environment in which nothing that Slurm set in an allocation changes what is asked for."""
+    return {name: value for name, value in environ.items() if not _OPTIONS.match(name)}
+
+
+def nodes(*, names: str | None = None, partition: str | None = None) -> list[Node]:
+    """Return nodes in Slurm's order, those of a node list or of a partition (None: all)."""
+    argv = ["sinfo", "--noheader", "--Node", "--format=%N|%o|%T|%c|%G"]
+    if names is not None:
+        argv.append(f"--nodes={names}")
+    if partition is not None:
+        argv.append(f"--partition={partition}")
+    # A node stands there once for every partition it is in.
+    found = {node.name: node for node in map(parsed_node, ask(argv).splitlines())}
+    return list(found.values())
+
+
+def jobs() -> list[Job]:
+    """Return this user's jobs, those that ended a short while ago included."""
+    return [Job(*line.split("|")) for line in ask([*_SQUEUE, "--me", "--states=all"]).splitlines()]
+
+
+def job(job_id: str) -> Job:
+    """Return one job; raises SlurmError where Slurm does not know it."""
+    [found, *_] = [Job(*line.split("|")) for line in ask([*_SQUEUE, f"--jobs={job_id}"]).splitlines()]
+    return found
+
+
+def default_partition() -> str | None:
+    """Return the partition that a job goes to which names none."""
+    for name in ask(["sinfo", "--noheader", "--format=%P"]).split():
+        if name.endswith("*"):
+            return name.removesuffix("*")
+    return None
+
+
+def parsed_node(line: str) -> Node:
+    """Take a line of sinfo apart."""
+    name, address, state, cpus, gres = line.split("|")
+    return Node(name, address, state, int(cpus), gpu_count(gres))
+
+
+def gpu_count(gres: str) -> int:
+    """Return the GPUs in Slurm's list of generic resources, such as `gpu:a100:4(S:0-1),nvme:1` or `(null)`."""
+    # The names and counts alone: what stands in parentheses holds commas too.
+    parts = re.sub(r"\([^)]*\)", "", gres).split(",")
+    counts = [part.split(":") for part in parts if part.split(":")[0] == "gpu"]
+    return sum(int(words[-1]) if words[-1].isdigit() else 1 for words in counts)
+
+
+_SQUEUE = ["squeue", "--noheader", "--format=%i|%T|%r|%N|%P|%h|%M"]

@@ -1,0 +1,285 @@
+"""Jobs for a study: one for each node count, and one for the report after them; what became of them."""
+
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from scalestudy.cluster.frozen import Frozen
+from scalestudy.cluster.host import Topology
+from scalestudy.launch import slurm_ask
+from scalestudy.launch.errors import InputError
+from scalestudy.launch.folder import StudyFolder
+from scalestudy.launch.launcher import check_capacity, nodes_needed
+from scalestudy.launch.launchers import interpreters
+from scalestudy.launch.runner import pending
+from scalestudy.launch.slurm_ask import SlurmError
+from scalestudy.launch.study import Layout, SlurmOptions, Study, load_study, resolve, study_trials
+from scalestudy.trainers.files import write_atomically
+from scalestudy.trainers.trial import Trial
+
+# The controller is told so long before the time limit: it stops the trial under way and requeues the job.
+_NOTICE_S = 120
+_LOG = "jobs.jsonl"
+_ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "DEADLINE", "BOOT_FAIL", "OUT_OF_MEMORY"}
+
+
+class Submitted(Frozen):
+    """A job that was submitted: the trials of one node count, or the report where there is none."""
+
+    id: str
+    nodes: int | None
+    study: str
+    submitted_at: str
+
+
+class Share(NamedTuple):
+    """The trials of one node count that have no record, and their repeats."""
+
+    nodes: int
+    trials: tuple[Trial, ...]
+
+    @property
+    def repeats(self) -> list[int]:
+        """Return the repeats, counted from 1 as people and array tasks do."""
+        return sorted({trial.repeat + 1 for trial in self.trials})
+
+
+class Plan(NamedTuple):
+    """What a submission comes to: a study with nothing left to the machine, all its trials, and what is to be run."""
+
+    study: Study
+    text: str
+    trials: list[Trial]
+    shares: list[Share]
+
+
+class Row(NamedTuple):
+    """A line of `scalestudy status`."""
+
+    job: str
+    what: str
+    state: str
+    elapsed: str
+    done: str
+
+
+def plan(study: Study, path: Path, folder: StudyFolder, environ: Mapping[str, str]) -> Plan:
+    """Settle a study on what the partition's nodes have; raises InputError, and SlurmError with Slurm's words."""
+    partition = study.slurm.partition or environ.get("SBATCH_PARTITION")
+    if partition is not None:
+        try:
+            slurm_ask.ask(["scontrol", "show", "partition", partition])
+        except SlurmError as error:
+            raise InputError(f"{path}: slurm.partition: {partition!r}: Slurm says: {error}") from None
+    offered = offer(slurm_ask.nodes(partition=partition or slurm_ask.default_partition()), study)
+    layout = resolve(study, path, offered)
+    trials = study_trials(study, path, layout)
+    check_capacity(trials, path, "slurm", offered)
+    missing = pending(trials, folder)
+    shares = [
+        Share(nodes, tuple(trial for trial in missing if nodes_needed(trial) == nodes))
+        for nodes in sorted(set(map(nodes_needed, missing)))
+    ]
+    return Plan(study, settled(study, path, layout), trials, shares)
+
+
+def offer(nodes: Sequence[slurm_ask.Node], study: Study) -> Topology:
+    """Return what all nodes have that can hold the study's fullest node; those that are down may be back in time."""
+    least = max(study.devices_per_node or (1,))
+    with_gpus = [node for node in nodes if node.gpus >= least]
+    fitting = with_gpus if with_gpus and study.device != "cpu" else [node for node in nodes if node.cpus >= least]
+    fitting = fitting or list(nodes)
+    return Topology(
+        nodes=len(fitting),
+        cpus_per_node=min((node.cpus for node in fitting), default=0),
+        gpus_per_node=min((node.gpus for node in fitting), default=0),
+    )
+
+
+def settled(study: Study, path: Path, layout: Layout) -> str:
+    """Return the study file with every value written out that the machine or the folder it lies in would decide."""
+    content: dict[str, Any] = yaml.safe_load(path.read_text())
+    content |= {
+        "launcher": "slurm",
+        "device": layout.device,
+        "devices_per_node": list(layout.devices_per_node),
+        "threads_per_device": layout.threads_per_device,
+        "environments": interpreters(study, path),
+        "models": [
+            model.model_dump(exclude_none=True, mode="json") | {"data": _absolute(model.data or study.data, path)}
+            for model in study.models
+        ],
+    }
+    return f"# {path.resolve()}, settled for Slurm.\n{yaml.safe_dump(content, sort_keys=False, allow_unicode=True)}"
+
+
+def submit(plan: Plan, folder: StudyFolder, environ: Mapping[str, str]) -> tuple[list[Submitted], list[Submitted]]:
+    """Submit a job for every node count that has none, and one for the report; return these, and those still there.
+
+    Raises InputError with Slurm's words where it refuses one; the others are then taken back.
+    """
+    name = f"study-{sha256(plan.text.encode()).hexdigest()[:8]}.yaml"
+    there = living()
+    alive = [job for job in submitted(folder) if job.nodes and job.id in there]
+    if foreign := [job.id for job in alive if job.study != name]:
+        raise InputError(
+            f"{folder.path}: --out: jobs of another version of this study are there; "
+            f"wait for them, or end them: scancel {' '.join(foreign)}"
+        )
+    shares = [share for share in plan.shares if share.nodes not in {job.nodes for job in alive}]
+    if not shares:
+        return [], alive
+    folder.jobs_path.mkdir(exist_ok=True)
+    write_atomically(folder.jobs_path / name, plan.text)
+    made: list[Submitted] = []
+    try:
+        for share in shares:
+            argv, script = trials_job(plan.study, folder.path.resolve(), name, share)
+            made.append(_sbatch(argv, script, share.nodes, name, environ))
+        argv, script = report_job(plan.study, folder.path.resolve(), [job.id for job in [*alive, *made]])
+        made.append(_sbatch(argv, script, None, name, environ))
+    except SlurmError as error:
+        if made:
+            slurm_ask.ask(["scancel", *(job.id for job in made)])
+        raise InputError(f"sbatch: Slurm says: {error}") from None
+    with (folder.jobs_path / _LOG).open("a") as log:
+        log.writelines(job.model_dump_json() + "\n" for job in made)
+    return made, alive
+
+
+def trials_job(study: Study, out: Path, study_name: str, share: Share) -> tuple[list[str], str]:
+    """Return the sbatch and the script of the job that runs a share of the trials."""
+    options = study.slurm
+    devices = max(min(trial.world_size, trial.devices_per_node) for trial in share.trials)
+    first = share.trials[0]
+    argv = _job_options(options, out, f"scalestudy-{study.name}-n{share.nodes}") + [
+        f"--nodes={share.nodes}",
+        f"--ntasks-per-node={devices}",
+        f"--cpus-per-task={first.threads_per_device}",
+        # Stop in time and go on later; a node that fails costs its trial, not the job.
+        f"--signal=B:USR1@{_NOTICE_S}",
+        "--requeue",
+        "--no-kill",
+    ]
+    if first.device == "gpu":
+        argv.append(f"--gres={options.gres}" if options.gres else f"--gpus-per-node={devices}")
+    elif options.gres:
+        argv.append(f"--gres={options.gres}")
+    if options.exclusive:
+        argv += ["--exclusive", "--mem=0"]
+    command = ["run", str(out / "jobs" / study_name), "--launcher", "slurm", "--out", str(out), "--nodes"]
+    words = shlex.join([sys.executable, "-m", "scalestudy.launch", *command, str(share.nodes)])
+    if options.jobs_at_once:
+        repeats = ",".join(map(str, share.repeats))
+        argv += [f"--array={repeats}%{options.jobs_at_once}", "--output=%A_%a.log"]
+        words += ' --repeat "$SLURM_ARRAY_TASK_ID"'
+    else:
+        argv.append("--output=%j.log")
+    return argv, _script(options, words)
+
+
+def report_job(study: Study, out: Path, after: Sequence[str]) -> tuple[list[str], str]:
+    """Return the sbatch and the script of the job that writes the report when the others have ended, well or not."""
+    argv = _job_options(study.slurm, out, f"scalestudy-{study.name}-report") + [
+        "--nodes=1",
+        "--ntasks=1",
+        f"--dependency=afterany:{':'.join(after)}",
+        "--output=%j.log",
+    ]
+    return argv, _script(study.slurm, shlex.join([sys.executable, "-m", "scalestudy.launch", "report", str(out)]))
+
+
+def submitted(folder: StudyFolder) -> list[Submitted]:
+    """Return all jobs that were ever submitted for a study's folder."""
+    log = folder.jobs_path / _LOG
+    return [Submitted.model_validate_json(line) for line in log.read_text().splitlines()] if log.exists() else []
+
+
+def living() -> dict[str, list[slurm_ask.Job]]:
+    """Return this user's jobs that have not ended, by number; an array's tasks stand under the number of the array."""
+    found: dict[str, list[slurm_ask.Job]] = {}
+    for job in slurm_ask.jobs():
+        if job.state not in _ENDED:
+            found.setdefault(job.id.partition("_")[0], []).append(job)
+    return found
+
+
+def status(folder: StudyFolder) -> list[Row]:
+    """Return a row for every job, or task of an array, and how far its trials are."""
+    rows: list[Row] = []
+    jobs = submitted(folder)
+    there = living() if jobs else {}
+    trials: dict[str, list[Trial]] = {}
+    for job in jobs:
+        if job.nodes is None:
+            what, done = "report", "written" if (folder.path / "report.html").exists() else "not yet"
+        else:
+            if job.study not in trials:
+                trials[job.study] = settled_trials(folder.jobs_path / job.study)
+            own = [trial for trial in trials[job.study] if nodes_needed(trial) == job.nodes]
+            what = f"{job.nodes} node{'s' if job.nodes > 1 else ''}"
+            done = f"{len(own) - len(pending(own, folder))} of {len(own)} trials done"
+        for task in there.get(job.id) or [slurm_ask.Job(job.id, "ended", "None", "", "", "", "")]:
+            # A job that runs has no reason to wait.
+            state = task.state.lower() + (f" ({task.reason})" if task.state == "PENDING" else "")
+            rows.append(Row(task.id, what, state, task.elapsed, done))
+    return rows
+
+
+def settled_trials(path: Path) -> list[Trial]:
+    """Return the trials of a settled study: the machine has no say in them any more."""
+    study = load_study(path)
+    assert study.devices_per_node is not None
+    assert study.threads_per_device is not None
+    assert study.device != "auto"
+    layout = Layout(
+        device=study.device, devices_per_node=study.devices_per_node, threads_per_device=study.threads_per_device
+    )
+    return study_trials(study, path, layout)
+
+
+def _job_options(options: SlurmOptions, out: Path, name: str) -> list[str]:
+    named = {
+        "partition": options.partition,
+        "account": options.account,
+        "qos": options.qos,
+        "constraint": options.constraint,
+        "reservation": options.reservation,
+        "time": options.time,
+    }
+    given = [f"--{option}={value}" for option, value in named.items() if value is not None]
+    # The folder in --output would have its % signs read as patterns.
+    return ["sbatch", "--parsable", f"--job-name={name}", f"--chdir={out / 'jobs'}", "--open-mode=append", *given]
+
+
+def _script(options: SlurmOptions, command: str) -> str:
+    return "\n".join(["#!/bin/bash", "set -e", *options.setup, f"exec {command}", ""])
+
+
+def _sbatch(argv: Sequence[str], script: str, nodes: int | None, study: str, environ: Mapping[str, str]) -> Submitted:
+    said = slurm_ask.ask(argv, text=script, environ=slurm_ask.without_options(environ))
+    # With several clusters the number has the cluster's name behind it.
+    return Submitted(
+        id=said.strip().partition(";")[0],
+        nodes=nodes,
+        study=study,
+        submitted_at=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def _absolute(data: str, path: Path) -> str:
+    source, _, folder = data.partition(":")
+    return f"{source}:{(path.parent / Path(folder).expanduser()).resolve()}" if folder else data
+
+
+def described(plan: Plan, out: Path) -> str:
+    """Return what would be submitted, as a shell would be told."""
+    jobs = [trials_job(plan.study, out, "study.yaml", share) for share in plan.shares]
+    jobs += [report_job(plan.study, out, ["JOB"] * len(jobs))] if jobs else []
+    return "\n\n".join(f"{shlex.join(argv)} <<'EOF'\n{script}EOF" for argv, script in jobs) or "nothing is missing"
