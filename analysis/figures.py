@@ -15,7 +15,14 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator, PercentFormatter, StrMethodFormatter
+from matplotlib.ticker import (
+    FixedFormatter,
+    FixedLocator,
+    FuncFormatter,
+    NullLocator,
+    PercentFormatter,
+    StrMethodFormatter,
+)
 
 from scalestudy.analysis.frames import PHASES
 
@@ -246,7 +253,7 @@ def _scaling(
             )
             ends.append((float(line[value].iloc[-1]), float(where.iloc[-1]), trainer))
         decorate(axes, rows)
-        _world_size_axis(axes, sorted(rows.world_size.unique()))
+        _world_size_axis(axes, rows)
         axes.set_ylabel(label(rows))
         _write_ends(axes, ends, written)
 
@@ -254,29 +261,35 @@ def _scaling(
 
 
 def _write_ends(axes: Axes, ends: list[tuple[float, float, str]], written: Callable[[float], str]) -> None:
-    """Write each line's last value beside it, pushed apart so that no two overlap."""
+    """Write each line's last value beside its end, pushed apart so that no two overlap."""
     bottom, top = axes.get_ylim()
     apart = 0.075 * (top - bottom)
     at = -float("inf")
-    right = max(x for _, x, _ in ends)
-    for value, _, trainer in sorted(ends):
+    for value, x, trainer in sorted(ends):
         at = max(value, at + apart)
         axes.annotate(
             written(value),
-            (right, at),
+            (x, at),
             xytext=(10, 0),
             textcoords="offset points",
             va="center",
             color=COLOURS[trainer],
             fontweight="bold",
+            # Another trainer's line may run on behind it.
+            bbox={"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.8},
             annotation_clip=False,
         )
 
 
-def _world_size_axis(axes: Axes, sizes: list[int]) -> None:
+def _world_size_axis(axes: Axes, rows: pd.DataFrame) -> None:
+    """Mark the world sizes that were measured, and their nodes where they are several."""
+    nodes = rows.groupby("world_size").nodes.max()
+    several = nodes.max() > 1
+    labels = [f"{size}\n{_nodes(count)}" if several else str(size) for size, count in nodes.items()]
+    sizes = nodes.index.to_list()
     axes.xaxis.set_major_locator(FixedLocator(sizes))
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda size, _: f"{size:g}"))
+    axes.xaxis.set_major_formatter(FixedFormatter(labels))
     axes.set_xlim(sizes[0] / 1.15, sizes[-1] * 1.15)
     axes.set_xlabel("world size (devices)")
 
@@ -297,12 +310,15 @@ def _panels(rows: pd.DataFrame, title: str, draw: Callable[[Axes, pd.DataFrame],
             legend |= _taken_legend(axes)
         for axes in grid.flat[len(workloads) :]:
             axes.remove()
+        # What fits: eight bold letters an inch, five entries of the legend in seven.
+        if len(title) > 8 * figure.get_figwidth():
+            title = title.replace(" (", "\n(", 1)
         figure.suptitle(title, x=0.01, ha="left", fontsize=12.5, fontweight="bold")
         figure.legend(
             legend.values(),
             legend.keys(),
             loc="outside lower left",
-            ncols=len(legend),
+            ncols=min(len(legend), int(figure.get_figwidth() / 1.4)),
             frameon=False,
             fontsize=9.5,
         )
@@ -333,3 +349,7 @@ def _dodged(trainers: list[str]) -> Iterator[tuple[float, str]]:
 
 def _devices(count: int) -> str:
     return f"{count} device{'s' if count > 1 else ''}"
+
+
+def _nodes(count: int) -> str:
+    return f"{count} node{'s' if count > 1 else ''}"

@@ -84,10 +84,10 @@ class _Facts:
                         self._note(name, version)
                 pinned = ", ".join(map(str, software.cpus))
                 threads = ", ".join(f"{name} {count}" for name, count in software.threads.items())
-                rank = report.rank
+                # By its place on its node: a thousand ranks of equal nodes are a few lines.
+                place = f"local rank {report.rank.local_rank} of {report.rank.local_world_size}"
                 self._note(
-                    f"{record.trial.trainer}: CPUs and threads",
-                    f"rank {rank.rank} of {rank.world_size} on {rank.host}: pinned to CPU {pinned}; threads: {threads}",
+                    f"{record.trial.trainer}: CPUs and threads", f"{place}: pinned to CPU {pinned}; threads: {threads}"
                 )
                 for name, value in software.variables.items():
                     # Differs by trial and names ports: who talks to whom, not how.

@@ -69,7 +69,11 @@ def broken(path: Path, field: str) -> None:
     [
         (lambda path: broken(path, "trainer"), [], "trainer: no field 'trainer'; did you mean 'trainers'?"),
         (lambda path: path.unlink(), [], "s.yaml: cannot be read: No such file or directory"),
-        (lambda path: None, ["--launcher", "slrum"], "--launcher: no launcher 'slrum'; did you mean 'slurm'? known: local, slurm"),
+        (
+            lambda path: None,
+            ["--launcher", "slrum"],
+            "--launcher: no launcher 'slrum'; did you mean 'slurm'? known: local, slurm",
+        ),
         (lambda path: broken(path, "environments: {torch-ddp: /no/python}\n#"), [], "'/no/python' is no program"),
     ],
 )
