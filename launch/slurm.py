@@ -201,9 +201,9 @@ def step_options(job_id: str, names: Sequence[str], count: int, trial: Trial) ->
         f"--distribution=plane={_per_node(trial)}",
         f"--cpus-per-task={trial.threads_per_device * devices}",
         "--cpu-bind=cores",
+        # Every task sees all of them and takes that of its local rank: with --gpus-per-task they would be shut off from
+        # each other, and NCCL could not use NVLink. No --gpu-bind=none: in Slurm 22.05 it hides them from the tasks.
         f"--gres=gpu:{gpus}" if trial.device == "gpu" else "--gres=none",
-        # A rank takes the device of its local rank: shut off from each other, NCCL could not use NVLink between them.
-        "--gpu-bind=none",
         # All that the job has.
         "--mem=0",
         "--mpi=none",

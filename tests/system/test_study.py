@@ -9,34 +9,20 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
-import psutil
 import pytest
-import yaml
 from PIL import Image
 
-from scalestudy.trainers.files import record_paths
 from scalestudy.trainers.record import Record
 
 pytestmark = pytest.mark.slow
 
 SCALESTUDY = str(Path(sys.executable).with_name("scalestudy"))
-QUICK = {"window_s": 0.05, "windows": 2, "warm_up_max_s": 0.2, "deadline_s": 120}
 WriteStudy = Callable[..., Path]
-
-
-@pytest.fixture
-def write_study(tmp_path: Path) -> WriteStudy:
-    def write(**fields: Any) -> Path:
-        path = tmp_path / "s.yaml"
-        study = {"schema": 1, "name": "s", "device": "cpu", "batch": 8, "repeats": 1, "measurement": QUICK, **fields}
-        path.write_text(yaml.safe_dump(study))
-        return path
-
-    return write
+Records = Callable[[Path], list[Record]]
+NoRankRuns = Callable[[Path], bool]
 
 
 def run(study: Path, out: Path, expected: int = 0) -> str:
@@ -45,11 +31,9 @@ def run(study: Path, out: Path, expected: int = 0) -> str:
     return told.stdout
 
 
-def records(out: Path) -> list[Record]:
-    return [Record.model_validate_json(path.read_bytes()) for path in record_paths(out / "trials")]
-
-
-def test_a_study_of_every_trainer_leaves_whole_records_and_a_report(write_study: WriteStudy, tmp_path: Path) -> None:
+def test_a_study_of_every_trainer_leaves_whole_records_and_a_report(
+    write_study: WriteStudy, tmp_path: Path, records: Records
+) -> None:
     trainers = ["torch-ddp", "tf-multiworker", "tf-mirrored"]
     study = write_study(trainers=trainers, models=[{"name": "cnn", "data": "digits"}], world_sizes=[1, 2], batch=32)
     told = run(study, tmp_path / "out")
@@ -90,7 +74,9 @@ def test_a_study_of_every_trainer_leaves_whole_records_and_a_report(write_study:
 
 
 @pytest.mark.parametrize("trainer", ["torch-ddp", "tf-multiworker"])
-def test_cnn_learns_the_digits_on_two_ranks(write_study: WriteStudy, tmp_path: Path, trainer: str) -> None:
+def test_cnn_learns_the_digits_on_two_ranks(
+    write_study: WriteStudy, tmp_path: Path, trainer: str, records: Records
+) -> None:
     study = write_study(
         trainers=trainer,
         models=[{"name": "cnn", "data": "digits"}],
@@ -106,7 +92,9 @@ def test_cnn_learns_the_digits_on_two_ranks(write_study: WriteStudy, tmp_path: P
         assert report.test_accuracy >= 0.97
 
 
-def test_kills_at_any_moment_lose_no_record_and_repeat_none(write_study: WriteStudy, tmp_path: Path) -> None:
+def test_kills_at_any_moment_lose_no_record_and_repeat_none(
+    write_study: WriteStudy, tmp_path: Path, records: Records, no_rank_runs: NoRankRuns
+) -> None:
     study = write_study(trainers="torch-ddp", models="cnn", world_sizes=[1, 2], repeats=2)
     run(study, tmp_path / "undisturbed")
     expected = sorted(record.trial.id for record in records(tmp_path / "undisturbed"))
@@ -135,22 +123,9 @@ def test_kills_at_any_moment_lose_no_record_and_repeat_none(write_study: WriteSt
     assert {record.outcome for record in records(out)} == {"ok"}
 
 
-def no_rank_runs(out: Path) -> bool:
-    """Whether every worker of this study is gone, within the second that a killed one may need."""
-    for _ in range(100):
-        lines = []
-        for process in psutil.process_iter(["cmdline", "status"]):
-            if process.info["status"] != psutil.STATUS_ZOMBIE:
-                lines.append(" ".join(process.info["cmdline"] or []))
-        if not any("scalestudy.trainers.worker" in line and str(out) in line for line in lines):
-            return True
-        time.sleep(0.05)
-    return False
-
-
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_stops_the_ranks_and_says_how_to_go_on(
-    write_study: WriteStudy, tmp_path: Path, stop: signal.Signals
+    write_study: WriteStudy, tmp_path: Path, stop: signal.Signals, no_rank_runs: NoRankRuns
 ) -> None:
     study = write_study(trainers="torch-ddp", models="cnn", world_sizes=[2], repeats=50)
     out = tmp_path / "out"
@@ -164,7 +139,9 @@ def test_an_interrupt_stops_the_ranks_and_says_how_to_go_on(
     assert no_rank_runs(out)
 
 
-def test_a_corrupt_image_fails_its_trial_alone_and_is_named(write_study: WriteStudy, tmp_path: Path) -> None:
+def test_a_corrupt_image_fails_its_trial_alone_and_is_named(
+    write_study: WriteStudy, tmp_path: Path, records: Records
+) -> None:
     for name in ("cats", "dogs"):
         (tmp_path / "images" / name).mkdir(parents=True)
         for index in range(16):
@@ -185,7 +162,9 @@ def test_a_corrupt_image_fails_its_trial_alone_and_is_named(write_study: WriteSt
             assert f"{broken}: not a readable image" in (record.reason or "")
 
 
-def test_a_batch_larger_than_the_data_fails_its_trial_with_the_numbers(write_study: WriteStudy, tmp_path: Path) -> None:
+def test_a_batch_larger_than_the_data_fails_its_trial_with_the_numbers(
+    write_study: WriteStudy, tmp_path: Path, records: Records
+) -> None:
     study = write_study(
         trainers=["torch-ddp", "tf-multiworker"],
         models=[{"name": "cnn", "data": "digits", "batch": 2000}],
@@ -197,8 +176,10 @@ def test_a_batch_larger_than_the_data_fails_its_trial_with_the_numbers(write_stu
         assert "the global batch of 2000 needs as many training images, there are 1433" in (record.reason or "")
 
 
-def test_a_trial_over_its_deadline_is_a_timeout(write_study: WriteStudy, tmp_path: Path) -> None:
-    study = write_study(trainers="torch-ddp", models="cnn", world_sizes=[2], measurement={**QUICK, "deadline_s": 1})
+def test_a_trial_over_its_deadline_is_a_timeout(
+    write_study: WriteStudy, tmp_path: Path, records: Records, no_rank_runs: NoRankRuns
+) -> None:
+    study = write_study(trainers="torch-ddp", models="cnn", world_sizes=[2], measurement={"deadline_s": 1})
     run(study, tmp_path / "out", expected=1)
     [record] = records(tmp_path / "out")
     assert record.outcome == "timeout"

@@ -1,0 +1,54 @@
+import json
+
+import pytest
+
+from scalestudy.cluster.host import interface_of
+from scalestudy.cluster.rank import Rank
+from scalestudy.cluster.slurm_step import step_environ, step_rank, tasks_per_node
+
+# As Slurm 22.05 gives it to the last of three tasks, two on the first node and one on the second.
+TASK = {
+    "SLURM_PROCID": "2",
+    "SLURM_LOCALID": "0",
+    "SLURM_NODEID": "1",
+    "SLURM_STEP_NUM_TASKS": "3",
+    "SLURM_STEP_TASKS_PER_NODE": "2,1",
+    "SLURMD_NODENAME": "node3",
+    "SCALESTUDY_ADDRESSES": "127.0.0.12:20001,127.0.0.12:20002,127.0.0.13:20003",
+}
+
+
+def test_a_tasks_rank_is_what_slurm_says() -> None:
+    assert step_rank(TASK) == Rank(rank=2, world_size=3, local_rank=0, local_world_size=1, node_rank=1, host="node3")
+
+
+def test_both_frameworks_are_told_where_the_other_ranks_are() -> None:
+    environ = step_environ(TASK)
+    assert (environ["MASTER_ADDR"], environ["MASTER_PORT"]) == ("127.0.0.12", "20001")
+    assert json.loads(environ["TF_CONFIG"]) == {
+        "cluster": {"worker": TASK["SCALESTUDY_ADDRESSES"].split(",")},
+        "task": {"type": "worker", "index": 2},
+    }
+    assert Rank.from_environ(environ) == step_rank(TASK)
+
+
+def test_gloo_takes_the_interface_of_the_ranks_address_unless_the_user_named_one() -> None:
+    assert step_environ(TASK)["GLOO_SOCKET_IFNAME"] == interface_of("127.0.0.1")
+    assert "GLOO_SOCKET_IFNAME" not in step_environ({**TASK, "GLOO_SOCKET_IFNAME": "ib0"})
+
+
+def test_an_address_that_is_not_of_this_host_has_no_interface() -> None:
+    assert interface_of("192.0.2.1") is None
+
+
+@pytest.mark.parametrize(
+    ("text", "counts"), [("2", [2]), ("2,1", [2, 1]), ("8(x3),4", [8, 8, 8, 4]), ("1(x2),2(x2)", [1, 1, 2, 2])]
+)
+def test_slurms_short_form_of_counts_is_read(text: str, counts: list[int]) -> None:
+    assert tasks_per_node(text) == counts
+
+
+@pytest.mark.parametrize("text", ["", "two", "2(x)"])
+def test_what_is_no_list_of_counts_is_named(text: str) -> None:
+    with pytest.raises(ValueError, match="SLURM_STEP_TASKS_PER_NODE="):
+        tasks_per_node(text)

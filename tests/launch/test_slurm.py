@@ -1,0 +1,147 @@
+"""The Slurm launcher's pure parts: command lines as a table of golden text, and Slurm's answers taken apart."""
+
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from scalestudy.cluster.host import Topology
+from scalestudy.launch.errors import InputError
+from scalestudy.launch.launcher import check_capacity, nodes_needed, unfit
+from scalestudy.launch.slurm import (
+    SlurmLauncher,
+    failed_tasks,
+    in_container,
+    rank_addresses,
+    step_environment,
+    step_options,
+)
+from scalestudy.launch.slurm_ask import Node, gpu_count, parsed_node, without_options
+from scalestudy.launch.study import Container
+from scalestudy.trainers.trial import Data, Trial
+
+MakeTrial = Callable[..., Trial]
+
+
+@pytest.mark.parametrize(
+    ("changes", "count", "expected"),
+    [
+        (
+            {"world_size": 4, "devices_per_node": 2},
+            4,
+            "--nodes=2 --nodelist=a,b --ntasks=4 --distribution=plane=2 --cpus-per-task=1 --cpu-bind=cores --gres=none",
+        ),
+        (
+            {"world_size": 3, "devices_per_node": 2, "device": "gpu", "threads_per_device": 6},
+            3,
+            "--nodes=2 --nodelist=a,b --ntasks=3 --distribution=plane=2 --cpus-per-task=6 --cpu-bind=cores "
+            "--gres=gpu:2",
+        ),
+        (
+            {"world_size": 1, "devices_per_node": 8, "device": "gpu"},
+            1,
+            "--nodes=1 --nodelist=a --ntasks=1 --distribution=plane=1 --cpus-per-task=1 --cpu-bind=cores --gres=gpu:1",
+        ),
+        (
+            # One task drives all devices of its node.
+            {
+                "trainer": "tf-mirrored",
+                "world_size": 4,
+                "devices_per_node": 4,
+                "device": "gpu",
+                "threads_per_device": 6,
+            },
+            1,
+            "--nodes=1 --nodelist=a --ntasks=1 --distribution=plane=1 --cpus-per-task=24 --cpu-bind=cores --gres=gpu:4",
+        ),
+    ],
+)
+def test_a_step_asks_for_its_own_nodes_tasks_and_devices(
+    make_trial: MakeTrial, changes: dict[str, object], count: int, expected: str
+) -> None:
+    trial = make_trial(**changes)
+    assert shlex.join(step_options("12", ["a", "b"][: trial.nodes], count, trial)) == (
+        f"srun --jobid=12 --job-name={trial.id} {expected} --mem=0 --mpi=none --kill-on-bad-exit=1 "
+        "--time=4 --output=rank-%t.log"
+    )
+
+
+def test_a_container_wraps_the_worker_and_sees_the_trials_folders(make_trial: MakeTrial) -> None:
+    data = Data(source="images", folder="/data", channels=3, image_size=32, classes=2)
+    command, folder = ["python3", "-m", "worker"], Path("/out/trials/t")
+    pyxis = Container(image="/i.sqsh", runtime="pyxis", mounts=("/cache:/c",))
+    assert in_container(pyxis, make_trial(data=data), command, folder) == [
+        "--container-image=/i.sqsh",
+        "--container-mounts=/out/trials/t:/out/trials/t,/data:/data,/cache:/c",
+        *command,
+    ]
+    apptainer = Container(image="i.sif", runtime="apptainer")
+    assert shlex.join(in_container(apptainer, make_trial(device="gpu"), command, folder)) == (
+        "apptainer exec --nv --bind /out/trials/t i.sif python3 -m worker"
+    )
+
+
+def test_every_rank_has_an_address_of_its_node_and_no_port_stands_twice() -> None:
+    free = [[5, 6, 7], [5, 7, 8]]
+    assert rank_addresses(["a", "b"], free, 3, per_node=2) == ["a:5", "a:6", "b:7"]
+
+
+def test_nothing_that_slurm_set_in_the_job_reaches_an_srun(make_trial: MakeTrial) -> None:
+    inherited = {"SLURM_NTASKS": "8", "SRUN_CPUS_PER_TASK": "2", "SLURM_CONF": "/etc/slurm.conf", "HOME": "/root"}
+    assert without_options(inherited) == {"SLURM_CONF": "/etc/slurm.conf", "HOME": "/root"}
+    environment = step_environment(inherited, make_trial(threads_per_device=3), 1, ["a:1", "b:2"])
+    assert "SLURM_NTASKS" not in environment
+    assert (environment["SCALESTUDY_ADDRESSES"], environment["OMP_NUM_THREADS"]) == ("a:1,b:2", "3")
+
+
+def test_failed_tasks_are_read_in_the_order_srun_tells_of_them() -> None:
+    # As srun of Slurm 22.05 wrote it; newer ones add `(core dumped)`.
+    said = """srun: error: node2: task 3: Exited with exit code 7
+srun: launch/slurm: _step_signal: Terminating StepId=2.1
+srun: error: node2: task 2: Terminated
+srun: error: node1: tasks 0-1,4: Segmentation fault (core dumped)
+srun: error: node3: task 5: Out Of Memory
+srun: error: node3: task 6: Something new
+srun: Force Terminated StepId=2.1
+"""
+    assert failed_tasks(said) == [(3, 7), (2, -15), (0, -11), (1, -11), (4, -11), (5, -9), (6, 1)]
+    assert failed_tasks("srun: cluster configuration lacks support for cpu binding\n") == []
+
+
+@pytest.mark.parametrize(
+    ("gres", "count"),
+    [("(null)", 0), ("gpu:2", 2), ("gpu:a100:4(S:0-1),nvme:1", 4), ("gpu:a100:4,gpu:v100:2", 6), ("gpu", 1), ("", 0)],
+)
+def test_gpus_are_counted_in_slurms_list_of_resources(gres: str, count: int) -> None:
+    assert gpu_count(gres) == count
+
+
+@pytest.mark.parametrize(
+    ("state", "up"),
+    [("idle", True), ("mixed", True), ("allocated+", True), ("draining", True), ("planned-", True)]
+    + [(state, False) for state in ("down", "down*", "idle*", "drained", "fail", "failing")],
+)
+def test_a_node_is_up_unless_slurm_says_otherwise(state: str, up: bool) -> None:
+    assert parsed_node(f"node1|127.0.0.11|{state}|4|gpu:2") == Node("node1", "127.0.0.11", state, 4, 2)
+    assert parsed_node(f"node1|127.0.0.11|{state}|4|gpu:2").up == up
+
+
+def test_outside_an_allocation_the_launcher_says_how_to_get_one() -> None:
+    with pytest.raises(InputError, match="SLURM_JOB_ID is not set.*sbatch slurm/scale.sh STUDY.yaml"):
+        SlurmLauncher({}, None, {})
+
+
+def test_a_trainer_of_one_node_is_unfit_for_several_and_holds_none_of_them(make_trial: MakeTrial) -> None:
+    mirrored = make_trial(trainer="tf-mirrored", world_size=4, devices_per_node=2)
+    assert unfit(mirrored) == "tf-mirrored drives the devices of one node; 4 devices, 2 a node, need 2 nodes"
+    assert (nodes_needed(mirrored), nodes_needed(make_trial(world_size=4, devices_per_node=2))) == (1, 2)
+
+
+def test_more_nodes_than_there_are_is_one_line(make_trial: MakeTrial) -> None:
+    trials = [make_trial(world_size=8, devices_per_node=2)]
+    with pytest.raises(InputError) as caught:
+        check_capacity(trials, Path("s.yaml"), "slurm", Topology(nodes=2, cpus_per_node=4))
+    assert str(caught.value) == (
+        "s.yaml: world_sizes: 8 is above the capacity of launcher 'slurm': 2 nodes with 2 cpu devices; use at most 4"
+    )
