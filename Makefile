@@ -23,7 +23,7 @@ lint: environment
 	mkdir -p build/types/scalestudy
 	for package in $(PACKAGES); do ln -sfn ../../../$$package build/types/scalestudy/$$package; done
 	$(VENV)/bin/mypy $(PACKAGES:%=-p scalestudy.%)
-	$(VENV)/bin/shellcheck .ci/run
+	$(VENV)/bin/shellcheck .ci/run slurm/*.sh
 
 environment: $(READY)
 

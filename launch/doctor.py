@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from scalestudy.cluster.host import this_host
+from scalestudy.launch import slurm_ask
 from scalestudy.trainers.trainer import TRAINERS
 
 _INSTALL = {
@@ -48,7 +49,28 @@ def findings() -> list[Finding]:
     ]
     found += [_trainer(name, TRAINERS[name].distribution) for name in TRAINERS]
     found.append(Finding(group="launcher", subject="local", ready=True, detail="ranks as processes of this host"))
+    found.append(_slurm())
     return found
+
+
+def _slurm() -> Finding:
+    try:
+        nodes = slurm_ask.nodes()
+    except slurm_ask.SlurmError as error:
+        return Finding(
+            group="launcher",
+            subject="slurm",
+            ready=False,
+            detail=str(error),
+            advice="use a login node; with Slurm elsewhere, set SLURM_CONF to its slurm.conf",
+        )
+    gpus = sum(node.gpus for node in nodes)
+    return Finding(
+        group="launcher",
+        subject="slurm",
+        ready=True,
+        detail=f"{sum(node.up for node in nodes)} of {len(nodes)} nodes are up, {gpus} GPUs in all",
+    )
 
 
 def _trainer(name: str, distribution: str) -> Finding:

@@ -80,7 +80,7 @@ class SlurmLauncher:
         except SlurmError as error:
             return self._not_started(names, error)
         folder = folder.resolve()
-        argv = [*step_options(self._job_id, names, count, trial), *self._worker(trial, folder)]
+        argv = [*step_options(self._job_id, names, count, trial, folder), *self._worker(trial, folder)]
         ranks_end, our_end = os.pipe()
         with (folder / LOG_NAME).open("wb") as log:
             step = subprocess.Popen(
@@ -89,8 +89,6 @@ class SlurmLauncher:
                 stdin=ranks_end,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                # Where the ranks' logs go: a path in --output would have its % signs read as patterns.
-                cwd=folder,
                 start_new_session=True,
             )
         try:
@@ -101,6 +99,13 @@ class SlurmLauncher:
             os.close(ranks_end)
         said = (folder / LOG_NAME).read_text(errors="replace")
         failures = failed_tasks(said)
+        if (
+            step.returncode
+            and not timed_out
+            and (slurm_ask.preempted(self._job_id) or not slurm_ask.running(self._job_id))
+        ):
+            # Slurm ended the step, which says nothing of the trial: the run stops here, as on a signal.
+            raise KeyboardInterrupt
         if step.returncode and (lost := self._lost_among(names)):
             return Exit((), False, None, lost)
         if step.returncode and not failures and not timed_out:
@@ -114,7 +119,7 @@ class SlurmLauncher:
         if not advanced:
             return f"job {self._job_id} finished no trial and would go round for ever: give it more --time and {again}"
         try:
-            if slurm_ask.job(self._job_id).state != "RUNNING":
+            if not slurm_ask.running(self._job_id):
                 return f"job {self._job_id} was ended from outside; unless Slurm requeues it, {again}"
             slurm_ask.ask(["scontrol", "requeue", self._job_id])
         except SlurmError as error:
@@ -186,7 +191,7 @@ class SlurmLauncher:
                     slurm_ask.ask(["scancel", "--signal=KILL", step_id])
 
 
-def step_options(job_id: str, names: Sequence[str], count: int, trial: Trial) -> list[str]:
+def step_options(job_id: str, names: Sequence[str], count: int, trial: Trial, folder: Path) -> list[str]:
     """Return the srun of a trial's step without the program: its nodes, its tasks and what each is bound to."""
     devices = trial.world_size // count
     gpus = min(trial.world_size, trial.devices_per_node)
@@ -210,7 +215,7 @@ def step_options(job_id: str, names: Sequence[str], count: int, trial: Trial) ->
         "--kill-on-bad-exit=1",
         # The controller watches the deadline to the second; this is for the case that it is gone.
         f"--time={math.ceil(trial.measurement.deadline_s / 60) + 2}",
-        "--output=rank-%t.log",
+        f"--output={slurm_ask.log_pattern(folder, 'rank-%t.log')}",
     ]
 
 

@@ -3,7 +3,10 @@
 import re
 import subprocess
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
+
+from scalestudy.launch.errors import InputError
 
 # A controller that is busy or restarting answers late; Slurm's own clients try for as long.
 _PATIENCE_S = 60.0
@@ -57,6 +60,29 @@ def ask(argv: Sequence[str], *, text: str = "", environ: Mapping[str, str] | Non
     return answer.stdout
 
 
+def log_pattern(folder: Path, name: str) -> str:
+    """Return the --output of a job or step for a file `name`, a pattern of Slurm's, in a folder that is none.
+
+    Raises InputError for a folder that no pattern can lie in.
+    """
+    if "\\" in str(folder):
+        raise InputError(
+            f"{folder}: --out: holds a backslash, behind which Slurm fills in no names; name another folder"
+        )
+    return f"{str(folder).replace('%', '%%')}/{name}"
+
+
+def running(job_id: str) -> bool:
+    """Return whether a job runs, and is not being cancelled, requeued or ended at its time limit."""
+    # RESIZING: it has just lost a node.
+    return re.search("JobState=(RUNNING|RESIZING)", _shown(job_id)) is not None
+
+
+def preempted(job_id: str) -> bool:
+    """Return whether a job that runs has been told to make room for another."""
+    return re.search("PreemptTime=(?!None)", _shown(job_id)) is not None
+
+
 def without_options(environ: Mapping[str, str]) -> dict[str, str]:
     """Return an environment in which nothing that Slurm set in an allocation changes what is asked for."""
     return {name: value for name, value in environ.items() if not _OPTIONS.match(name)}
@@ -105,6 +131,10 @@ def gpu_count(gres: str) -> int:
     parts = re.sub(r"\([^)]*\)", "", gres).split(",")
     counts = [part.split(":") for part in parts if part.split(":")[0] == "gpu"]
     return sum(int(words[-1]) if words[-1].isdigit() else 1 for words in counts)
+
+
+def _shown(job_id: str) -> str:
+    return ask(["scontrol", "show", "job", job_id])
 
 
 _SQUEUE = ["squeue", "--noheader", "--format=%i|%T|%r|%N|%P|%h|%M"]

@@ -158,7 +158,7 @@ def trials_job(study: Study, out: Path, study_name: str, share: Share) -> tuple[
     options = study.slurm
     devices = max(min(trial.world_size, trial.devices_per_node) for trial in share.trials)
     first = share.trials[0]
-    argv = _job_options(options, out, f"scalestudy-{study.name}-n{share.nodes}") + [
+    argv = _job_options(options, out, f"scalestudy-{study.name}-n{share.nodes}", options.jobs_at_once is not None) + [
         f"--nodes={share.nodes}",
         f"--ntasks-per-node={devices}",
         f"--cpus-per-task={first.threads_per_device}",
@@ -177,10 +177,8 @@ def trials_job(study: Study, out: Path, study_name: str, share: Share) -> tuple[
     words = shlex.join([sys.executable, "-m", "scalestudy.launch", *command, str(share.nodes)])
     if options.jobs_at_once:
         repeats = ",".join(map(str, share.repeats))
-        argv += [f"--array={repeats}%{options.jobs_at_once}", "--output=%A_%a.log"]
+        argv.append(f"--array={repeats}%{options.jobs_at_once}")
         words += ' --repeat "$SLURM_ARRAY_TASK_ID"'
-    else:
-        argv.append("--output=%j.log")
     return argv, _script(options, words)
 
 
@@ -190,7 +188,6 @@ def report_job(study: Study, out: Path, after: Sequence[str]) -> tuple[list[str]
         "--nodes=1",
         "--ntasks=1",
         f"--dependency=afterany:{':'.join(after)}",
-        "--output=%j.log",
     ]
     return argv, _script(study.slurm, shlex.join([sys.executable, "-m", "scalestudy.launch", "report", str(out)]))
 
@@ -244,7 +241,7 @@ def settled_trials(path: Path) -> list[Trial]:
     return study_trials(study, path, layout)
 
 
-def _job_options(options: SlurmOptions, out: Path, name: str) -> list[str]:
+def _job_options(options: SlurmOptions, out: Path, name: str, array: bool = False) -> list[str]:
     named = {
         "partition": options.partition,
         "account": options.account,
@@ -254,8 +251,8 @@ def _job_options(options: SlurmOptions, out: Path, name: str) -> list[str]:
         "time": options.time,
     }
     given = [f"--{option}={value}" for option, value in named.items() if value is not None]
-    # The folder in --output would have its % signs read as patterns.
-    return ["sbatch", "--parsable", f"--job-name={name}", f"--chdir={out / 'jobs'}", "--open-mode=append", *given]
+    log = slurm_ask.log_pattern(out / "jobs", "%A_%a.log" if array else "%j.log")
+    return ["sbatch", "--parsable", f"--job-name={name}", f"--output={log}", "--open-mode=append", *given]
 
 
 def _script(options: SlurmOptions, command: str) -> str:

@@ -41,7 +41,7 @@ SlurmctldParameters=enable_configless
 SlurmUser=$me
 SlurmdUser=$me
 # A requeued job waits for its credentials' life, two minutes by default, before it starts again.
-AuthInfo=socket=$dir/munge.socket,cred_expire=2
+AuthInfo=socket=$dir/munge.socket,cred_expire=5
 StateSaveLocation=$dir/state
 SlurmctldPidFile=$dir/slurmctld.pid
 SlurmctldLogFile=$dir/slurmctld.log

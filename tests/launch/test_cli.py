@@ -49,7 +49,7 @@ def test_help_imports_nothing_heavy() -> None:
 
 def test_the_commands_of_the_design_are_there() -> None:
     told = scalestudy("--help").stdout
-    assert [name for name in ("run", "report", "doctor") if name not in told] == []
+    assert [name for name in ("run", "report", "submit", "status", "doctor") if name not in told] == []
 
 
 def test_a_dry_run_lists_the_trials_and_touches_nothing(study: Path, tmp_path: Path) -> None:
@@ -99,10 +99,34 @@ def test_a_report_of_nothing_is_refused(tmp_path: Path) -> None:
     assert "no records there" in told.stderr
 
 
+def test_on_a_host_without_slurm_submit_says_so(study: Path, tmp_path: Path) -> None:
+    told = subprocess.run(
+        [SCALESTUDY, "submit", study, "--out", tmp_path / "out"],
+        capture_output=True,
+        text=True,
+        env={"PATH": str(tmp_path)},
+        timeout=120,
+    )
+    assert told.returncode == 2
+    assert told.stderr == "scalestudy: sinfo is not on PATH: this is no host of a Slurm cluster\n"
+    assert not (tmp_path / "out").exists()
+
+
+def test_status_of_a_folder_without_jobs_tells_its_records(study: Path, tmp_path: Path) -> None:
+    assert f"records in {tmp_path}: none" in scalestudy("status", tmp_path).stdout
+
+
+def test_a_part_of_a_study_is_run_alone(study: Path, tmp_path: Path) -> None:
+    told = scalestudy("run", study, "--dry-run", "--repeat", "2", "--nodes", "1")
+    assert "repeat 2" in told.stdout
+    assert "1 trials, 1 to run" in told.stdout
+    assert "0 trials, 0 to run" in scalestudy("run", study, "--dry-run", "--nodes", "2").stdout
+
+
 def test_doctor_names_every_trainer_and_what_it_needs() -> None:
     told = scalestudy("doctor")
     assert told.returncode == 0
-    for name in ("torch-ddp", "tf-multiworker", "tf-mirrored", "local", "CPU", "GPU"):
+    for name in ("torch-ddp", "tf-multiworker", "tf-mirrored", "local", "slurm", "CPU", "GPU"):
         assert name in told.stdout
 
 

@@ -69,3 +69,16 @@ def test_two_runs_never_share_a_folder(folder: StudyFolder) -> None:
         pass
     with other.locked():
         pass
+
+
+def test_runs_of_different_shares_go_side_by_side_and_a_whole_run_beside_none(folder: StudyFolder) -> None:
+    other = StudyFolder(folder.path)
+    with folder.locked("nodes-1"):
+        with other.locked("nodes-2"):
+            pass
+        with pytest.raises(InputError, match=r"another run \(process .* on .*\) is writing there"), other.locked():
+            pass
+        with pytest.raises(InputError, match="another run"), other.locked("nodes-1"):
+            pass
+    with folder.locked(), pytest.raises(InputError, match="another run"), other.locked("nodes-1"):
+        pass

@@ -17,7 +17,7 @@ from scalestudy.launch.slurm import (
     step_environment,
     step_options,
 )
-from scalestudy.launch.slurm_ask import Node, gpu_count, parsed_node, without_options
+from scalestudy.launch.slurm_ask import Node, gpu_count, log_pattern, parsed_node, without_options
 from scalestudy.launch.study import Container
 from scalestudy.trainers.trial import Data, Trial
 
@@ -61,9 +61,9 @@ def test_a_step_asks_for_its_own_nodes_tasks_and_devices(
     make_trial: MakeTrial, changes: dict[str, object], count: int, expected: str
 ) -> None:
     trial = make_trial(**changes)
-    assert shlex.join(step_options("12", ["a", "b"][: trial.nodes], count, trial)) == (
+    assert shlex.join(step_options("12", ["a", "b"][: trial.nodes], count, trial, Path("/out/50%"))) == (
         f"srun --jobid=12 --job-name={trial.id} {expected} --mem=0 --mpi=none --kill-on-bad-exit=1 "
-        "--time=4 --output=rank-%t.log"
+        "--time=4 --output=/out/50%%/rank-%t.log"
     )
 
 
@@ -145,3 +145,8 @@ def test_more_nodes_than_there_are_is_one_line(make_trial: MakeTrial) -> None:
     assert str(caught.value) == (
         "s.yaml: world_sizes: 8 is above the capacity of launcher 'slurm': 2 nodes with 2 cpu devices; use at most 4"
     )
+
+
+def test_a_folder_that_slurm_cannot_write_logs_to_is_refused() -> None:
+    with pytest.raises(InputError, match="holds a backslash"):
+        log_pattern(Path("/out/a\\b"), "%j.log")

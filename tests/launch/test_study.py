@@ -58,6 +58,29 @@ def test_threads_are_shared_out_so_that_every_world_size_has_the_same(write: Wri
     assert {trial.threads_per_device for trial in trials(write(), four)} == {2}
 
 
+def test_devices_of_a_node_that_are_used_decide_how_many_nodes_a_trial_takes(write: Write) -> None:
+    four = Topology(nodes=4, cpus_per_node=8)
+    found = trials(write(world_sizes=[1, 3, 4], devices_per_node=[1, 2]), four)
+    assert {(t.world_size, t.devices_per_node, t.nodes) for t in found} == {
+        (1, 1, 1),
+        (3, 1, 3),
+        (4, 1, 4),
+        (1, 2, 1),
+        (3, 2, 2),
+        (4, 2, 2),
+    }
+    # Two devices of a node share its eight CPUs.
+    assert {t.threads_per_device for t in found} == {4}
+
+
+def test_auto_takes_gpus_where_nodes_have_them(write: Write) -> None:
+    path = write(device="auto")
+    study = load_study(path)
+    assert resolve(study, path, TWO_CPUS).device == "cpu"
+    with_gpus = resolve(study, path, Topology(nodes=1, cpus_per_node=8, gpus_per_node=2))
+    assert (with_gpus.device, with_gpus.devices_per_node, with_gpus.threads_per_device) == ("gpu", (2,), 4)
+
+
 def test_the_order_is_shuffled_by_the_seed_repeat_by_repeat(write: Write) -> None:
     first, again, other = trials(write()), trials(write()), trials(write(seed=2))
     assert first == again
@@ -99,6 +122,11 @@ def test_anything_measured_differently_has_another_id(write: Write) -> None:
         ({"batch": None}, "models.0 (cnn): no batch; give it here or for the whole study"),
         ({"scaling": "strong", "batch": 7}, "batch 7 does not divide by world size 2"),
         ({"precision": "fp8"}, "precision: 'fp8': input should be 'fp32'"),
+        ({"slurm": {"partiton": "gpu"}}, "slurm.partiton: no field 'partiton'; did you mean 'partition'?"),
+        ({"slurm": {"container": {"imge": "x"}}}, "slurm.container.image: is missing"),
+        ({"slurm": {"time": 7200}}, "slurm.time: 7200: YAML reads 02:00:00 as a number of seconds; put it in quotes"),
+        ({"slurm": {"account": "a\nb"}}, "slurm.account: 'a\\nb': string should match pattern"),
+        ({"devices_per_node": [2, 2]}, "devices_per_node: 2 stands there twice"),
         ({"optimizer": {"learning_rate": -1}}, "optimizer.learning_rate: -1: input should be greater than 0"),
     ],
 )
@@ -118,6 +146,8 @@ def test_a_mistake_in_the_file_is_one_line_that_names_it(write: Write, changes: 
             {"threads_per_device": 2},
             "threads_per_device: 2 threads × 2 devices need 4 CPUs, there are 2; use",
         ),
+        ({"devices_per_node": 4}, "devices_per_node: 4, but a node has 2 cpu devices; use at most 2"),
+        ({"device": "gpu"}, "device: 'gpu', but no NVIDIA GPU is found here; use 'cpu' or 'auto'"),
         (
             {"data": "images:nowhere", "models": ["cnn"]},
             "data: {folder}/nowhere: no folder with one",

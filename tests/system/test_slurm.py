@@ -130,7 +130,7 @@ def logs(folder: Path) -> str:
 def launcher(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., SlurmLauncher]]:
     """Return a maker of launchers on all four nodes; `script` stands where the worker's interpreter would."""
     monkeypatch.setenv("SLURM_CONF", cluster.environ["SLURM_CONF"])
-    said = cluster.tell("salloc", "--no-shell", "--nodes=4", "--exclusive", "--gpus-per-node=2", "--mem=0")
+    said = cluster.tell("salloc", "--no-shell", "--no-kill", "--nodes=4", "--exclusive", "--gpus-per-node=2", "--mem=0")
     [job] = re.findall(r"Granted job allocation (\d+)", said)
     environ = {
         "SLURM_CONF": cluster.environ["SLURM_CONF"],
@@ -208,7 +208,7 @@ def test_ranks_run_in_the_container_that_the_study_names(
     # Debian has no apptainer: what stands here notes how it was called, and runs the command outside.
     apptainer = tmp_path / "bin" / "apptainer"
     apptainer.parent.mkdir()
-    apptainer.write_text('#!/bin/bash\necho "$@" > "$3/called-$SLURM_PROCID"\nshift 5\nexec "$@"\n')
+    apptainer.write_text('#!/bin/bash\necho "$@" > "$3/called-$SLURM_PROCID"\nshift 4\nexec "$@"\n')
     apptainer.chmod(0o755)
     monkeypatch.setenv("PATH", f"{apptainer.parent}:{os.environ['PATH']}")
     image = Container(image="torch.sif", runtime="apptainer", python=str(cluster.folder / "interpreter"))
@@ -281,7 +281,7 @@ def test_a_study_of_both_frameworks_over_one_two_and_four_nodes_by_sbatch(
             assert report.software is not None
             assert len(report.software.cpus) == report.replicas or os.cpu_count() != 2
         assert len({digest for report in record.reports for digest in report.parameter_checksums}) == 1
-    assert "4 nodes" in (out / "report.html").read_text() or (out / "report.html").stat().st_size > 100_000
+    assert "2 devices a node" in (out / "report.html").read_text()
     assert no_rank_runs(out)
 
 
@@ -367,7 +367,7 @@ def test_a_job_at_its_time_limit_requeues_itself_and_goes_on(
         world_sizes=[2],
         devices_per_node=1,
         threads_per_device=1,
-        repeats=12,
+        repeats=8,
         measurement={"window_s": 0.5, "windows": 6},
     )
     out = tmp_path / "out"
@@ -377,9 +377,9 @@ def test_a_job_at_its_time_limit_requeues_itself_and_goes_on(
     cluster.drained(300)
     said = (tmp_path / f"{job}.log").read_text()
     assert f"job {job} is requeued and goes on by itself" in said
-    assert [record.outcome for record in records(out)] == ["ok"] * 12
+    assert [record.outcome for record in records(out)] == ["ok"] * 8
     assert {record.environment.scheduler["Slurm job"] for record in records(out)} == {job}
-    assert re.search(r"12 trials, [1-9]\d* done before", said)
+    assert re.search(r"8 trials, [1-9]\d* done before", said)
 
 
 def test_a_job_too_short_for_one_trial_is_not_requeued_for_ever(
@@ -472,7 +472,9 @@ def test_no_string_of_a_study_is_read_by_a_shell(
         for name in ("cats", "dogs"):
             Image.new("RGB", (32, 32)).save(nasty / "data" / name / f"{index}.png")
     python = nasty / "python"
-    python.symlink_to(sys.executable)
+    # Not a link: it would lie outside the virtual environment, and not be of it.
+    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+    python.chmod(0o755)
     study = write_study(
         folder=nasty,
         trainers="torch-ddp",

@@ -1,0 +1,109 @@
+"""The controller on nodes that come and go: a launcher of its own stands for the cluster."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from scalestudy.cluster.host import Topology, this_host
+from scalestudy.launch.folder import StudyFolder
+from scalestudy.launch.launcher import Exit
+from scalestudy.launch.runner import Origin, pending, run_trials
+from scalestudy.trainers.record import Record
+from scalestudy.trainers.trial import Trial
+
+ORIGIN = Origin(study_name="t", study_text="name: t", host=this_host(), scalestudy="0", git_commit=None)
+MakeTrial = Callable[..., Trial]
+
+
+class Nodes:
+    """Four nodes; `script` says what each run comes to: how many nodes it loses, None for a plain failure."""
+
+    name = "slurm"
+
+    def __init__(self, *script: int | None) -> None:
+        self.nodes = 4
+        self._script = list(script)
+        self.ran: list[int] = []
+
+    def capacity(self) -> Topology:
+        return Topology(nodes=self.nodes, cpus_per_node=2)
+
+    def scheduler(self) -> dict[str, str]:
+        return {"Slurm job": "12"}
+
+    def resume(self, *, advanced: bool) -> str | None:
+        return None
+
+    def run(self, trial: Trial, folder: Path, deadline_s: float, tick: Callable[[], None]) -> Exit:
+        self.ran.append(trial.world_size)
+        lost = self._script.pop(0) if self._script else None
+        if lost is None:
+            return Exit(codes=(1,) * trial.world_size, timed_out=False, first_failed=0)
+        self.nodes -= lost
+        return Exit((), False, None, tuple(f"node{self.nodes + i + 1}" for i in range(max(lost, 1))))
+
+
+class Silent:
+    def started(self, trial: Trial, folder: Path) -> None: ...
+    def tick(self) -> None: ...
+    def finished(self, record: Record) -> None: ...
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> StudyFolder:
+    made = StudyFolder(tmp_path / "out")
+    made.create("t")
+    return made
+
+
+@pytest.fixture
+def trials(make_trial: MakeTrial) -> list[Trial]:
+    return [make_trial(world_size=size, devices_per_node=1) for size in (4, 2, 1)]
+
+
+def outcomes(folder: StudyFolder, trials: list[Trial]) -> list[str | None]:
+    return [record.reason if (record := folder.record(trial)) else None for trial in trials]
+
+
+def test_a_lost_node_costs_its_trial_and_the_rest_goes_on(folder: StudyFolder, trials: list[Trial]) -> None:
+    cluster = Nodes(1)
+    waiting = run_trials(trials, folder, cluster, ORIGIN, Silent())
+    assert cluster.ran == [4, 2, 1]
+    assert waiting == pending(trials, folder) == trials[:1]
+    record = folder.record(trials[0])
+    assert record is not None
+    assert (record.outcome, record.reason, record.lost_nodes) == (
+        "failed",
+        "node node4 failed under the trial",
+        ("node4",),
+    )
+    assert record.environment.scheduler == {"Slurm job": "12"}
+
+
+def test_a_trial_that_lost_a_node_runs_again_when_enough_are_left(folder: StudyFolder, trials: list[Trial]) -> None:
+    cluster = Nodes(None, 1)
+    assert run_trials(trials, folder, cluster, ORIGIN, Silent()) == []
+    assert cluster.ran == [4, 2, 1, 2]
+    assert pending(trials, folder) == []
+    # What the node's loss left is kept beside the new record.
+    [kept] = folder.trials_path.glob("*-w2-*.unfinished-1/record.json")
+    assert "node node4 failed" in kept.read_text()
+
+
+def test_a_trial_that_loses_a_node_every_time_is_tried_three_times(folder: StudyFolder, trials: list[Trial]) -> None:
+    cluster = Nodes(0, 0, 0, 0)
+    assert run_trials(trials[2:], folder, cluster, ORIGIN, Silent()) == []
+    assert cluster.ran == [1, 1, 1]
+    assert pending(trials[2:], folder) == trials[2:]
+
+
+def test_what_no_launcher_can_run_is_skipped_with_the_reason(folder: StudyFolder, make_trial: MakeTrial) -> None:
+    trial = make_trial(trainer="tf-mirrored", world_size=4, devices_per_node=2)
+    cluster = Nodes()
+    cluster.nodes = 1
+    assert run_trials([trial], folder, cluster, ORIGIN, Silent()) == []
+    assert cluster.ran == []
+    record = folder.record(trial)
+    assert record is not None
+    assert record.outcome == "skipped"
