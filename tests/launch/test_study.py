@@ -123,7 +123,10 @@ def test_anything_measured_differently_has_another_id(write: Write) -> None:
         ({"scaling": "strong", "batch": 7}, "batch 7 does not divide by world size 2"),
         ({"precision": "fp8"}, "precision: 'fp8': input should be 'fp32'"),
         ({"slurm": {"partiton": "gpu"}}, "slurm.partiton: no field 'partiton'; did you mean 'partition'?"),
-        ({"slurm": {"container": {"imge": "x"}}}, "slurm.container.image: is missing"),
+        (
+            {"slurm": {"container": {"image": "x", "runtime": "pyxis", "mount": "/d"}}},
+            "slurm.container.mount: no field 'mount'; did you mean 'mounts'?",
+        ),
         ({"slurm": {"time": 7200}}, "slurm.time: 7200: YAML reads 02:00:00 as a number of seconds; put it in quotes"),
         ({"slurm": {"account": "a\nb"}}, "slurm.account: 'a\\nb': string should match pattern"),
         ({"devices_per_node": [2, 2]}, "devices_per_node: 2 stands there twice"),
