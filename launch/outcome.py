@@ -16,17 +16,19 @@ _JUDGED_STEPS = 100
 
 
 class Ending(NamedTuple):
-    """An outcome, and the reason unless it is ok."""
+    """An outcome, the reason unless it is ok, and whether the trial is to be run again."""
 
     outcome: Outcome
     reason: str | None = None
+    retry: bool = False
 
 
 def ending(trial: Trial, ended: Exit, reports: Sequence[RankReport], folder: Path) -> Ending:
     """Judge a trial: how its processes ended first, then whether what they measured may be believed."""
     if ended.lost_nodes:
         several = len(ended.lost_nodes) > 1
-        return Ending("failed", f"node{'s' if several else ''} {', '.join(ended.lost_nodes)} failed under the trial")
+        lost = ", ".join(ended.lost_nodes)
+        return Ending("failed", f"node{'s' if several else ''} {lost} failed under the trial", retry=True)
     errors = [(report.rank.rank, report.error) for report in reports if report.error]
     for rank, error in errors:
         if error.kind == "oom":

@@ -69,7 +69,7 @@ class PlainLines:
     def finished(self, record: Record) -> None:
         """Print how the trial ended and the time left."""
         self._estimate.add(record)
-        if not record.lost_nodes:
+        if not record.retry:
             self._waiting.remove(record.trial)
         done = self._count - len(self._waiting)
         self._console.print(

@@ -58,8 +58,8 @@ class Origin:
 
 
 def pending(trials: Iterable[Trial], folder: StudyFolder) -> list[Trial]:
-    """Return the trials to run, in their order: those that have no record, and those that lost a node."""
-    return [trial for trial in trials if (record := folder.record(trial)) is None or record.lost_nodes]
+    """Return the trials to run, in their order: those that have no record, and those to be run again."""
+    return [trial for trial in trials if (record := folder.record(trial)) is None or record.retry]
 
 
 def run_trials(
@@ -80,7 +80,7 @@ def run_trials(
         attempts[trial.id] += 1
         record = run_trial(trial, folder, launcher, origin, observer)
         observer.finished(record)
-        if record.lost_nodes and attempts[trial.id] < _ATTEMPTS:
+        if record.retry and attempts[trial.id] < _ATTEMPTS:
             waiting.append(trial)
     return waiting
 
@@ -91,21 +91,20 @@ def run_trial(trial: Trial, folder: StudyFolder, launcher: Launcher, origin: Ori
     observer.started(trial, path)
     started_at, began_s = datetime.now(UTC), time.monotonic()
     reports: tuple[RankReport, ...] = ()
-    lost_nodes: tuple[str, ...] = ()
     if reason := unfit(trial):
         how = Ending("skipped", reason)
     else:
         try:
             ended = launcher.run(trial, path, trial.measurement.deadline_s, observer.tick)
             reports = folder.reports(path, processes(trial))
-            how, lost_nodes = ending(trial, ended, reports, path), ended.lost_nodes
+            how = ending(trial, ended, reports, path)
         except OSError as error:
             how = Ending("failed", f"the ranks could not be started: {error}")
     record = Record(
         trial=trial,
         outcome=how.outcome,
         reason=how.reason,
-        lost_nodes=lost_nodes,
+        retry=how.retry,
         reports=reports,
         environment=Environment(
             started_at=started_at.isoformat(timespec="seconds"),

@@ -37,11 +37,12 @@ class SlurmLauncher:
     def __init__(
         self, interpreters: Mapping[str, str], container: Container | None, environ: Mapping[str, str]
     ) -> None:
-        if "SLURM_JOB_ID" not in environ:
-            raise InputError(
-                "--launcher: slurm: no allocation here (SLURM_JOB_ID is not set); "
-                "start it by `sbatch slurm/scale.sh STUDY.yaml` or `scalestudy submit STUDY.yaml`"
-            )
+        for variable in ("SLURM_JOB_ID", "SLURM_JOB_CPUS_PER_NODE"):
+            if variable not in environ:
+                raise InputError(
+                    f"--launcher: slurm: no allocation here ({variable} is not set); "
+                    "start it by `sbatch slurm/scale.sh STUDY.yaml` or `scalestudy submit STUDY.yaml`"
+                )
         self._interpreters = interpreters
         self._container = container
         self._environ = environ

@@ -97,7 +97,7 @@ class Record(Frozen):
     trial: Trial
     outcome: Outcome
     reason: str | None = None
-    # Nodes that were lost under the trial: it is measured again once there are enough.
-    lost_nodes: tuple[str, ...] = ()
+    # The cluster's fault, not the trial's: it is run again once there are nodes enough.
+    retry: bool = False
     reports: tuple[RankReport, ...] = ()
     environment: Environment

@@ -27,12 +27,12 @@ def changed(reports: tuple[RankReport, ...], rank: int, **changes: Any) -> list[
 
 
 def test_a_trial_whose_ranks_agree_is_ok(trial: Trial, reports: tuple[RankReport, ...], tmp_path: Path) -> None:
-    assert ending(trial, FINE, reports, tmp_path) == ("ok", None)
+    assert ending(trial, FINE, reports, tmp_path) == ("ok", None, False)
 
 
 def test_unequal_parameters_are_divergence(trial: Trial, reports: tuple[RankReport, ...], tmp_path: Path) -> None:
-    outcome, reason = ending(trial, FINE, changed(reports, 1, parameter_checksums=("xyz",)), tmp_path)
-    assert (outcome, reason) == ("diverged", "the ranks' parameters differ at the end: rank 0: abc, rank 1: xyz")
+    outcome, reason, _ = ending(trial, FINE, changed(reports, 1, parameter_checksums=("xyz",)), tmp_path)
+    assert (outcome, reason) == ("diverged", "the ranks' parameters differ at the end: rank 0: abc, rank 1: xyz", False)
 
 
 def test_unequal_replicas_inside_one_process_are_divergence(
@@ -44,8 +44,8 @@ def test_unequal_replicas_inside_one_process_are_divergence(
 
 def test_a_loss_that_is_no_number_is_divergence(trial: Trial, reports: tuple[RankReport, ...], tmp_path: Path) -> None:
     losses = (LossPoint(1, 2.0), LossPoint(7, None))
-    outcome, reason = ending(trial, FINE, changed(reports, 1, losses=losses), tmp_path)
-    assert (outcome, reason) == ("diverged", "rank 1: the loss is not finite in step 7")
+    outcome, reason, _ = ending(trial, FINE, changed(reports, 1, losses=losses), tmp_path)
+    assert (outcome, reason) == ("diverged", "rank 1: the loss is not finite in step 7", False)
 
 
 def test_on_real_data_the_loss_must_fall(
@@ -65,28 +65,28 @@ def test_on_real_data_the_loss_must_fall(
 
 def test_a_failed_ranks_own_words_are_the_reason(trial: Trial, reports: tuple[RankReport, ...], tmp_path: Path) -> None:
     failed = changed(reports, 1, error=RankError(kind="failed", message="ValueError: no"))
-    assert ending(trial, Exit((-9, 1), False, 1), failed, tmp_path) == ("failed", "rank 1: ValueError: no")
+    assert ending(trial, Exit((-9, 1), False, 1), failed, tmp_path) == ("failed", "rank 1: ValueError: no", False)
 
 
 def test_out_of_memory_on_any_rank_is_its_own_outcome(
     trial: Trial, reports: tuple[RankReport, ...], tmp_path: Path
 ) -> None:
     failed = changed(reports, 1, error=RankError(kind="oom", message="OutOfMemoryError: 2 GiB"))
-    assert ending(trial, Exit((1, 1), False, 0), failed, tmp_path) == ("oom", "rank 1: OutOfMemoryError: 2 GiB")
+    assert ending(trial, Exit((1, 1), False, 0), failed, tmp_path) == ("oom", "rank 1: OutOfMemoryError: 2 GiB", False)
 
 
 def test_a_rank_that_left_no_report_is_quoted(trial: Trial, tmp_path: Path) -> None:
     (tmp_path / "rank-1.log").write_text("first\nSegmentation fault\n")
-    outcome, reason = ending(trial, Exit((-9, -11), False, 1), [], tmp_path)
+    outcome, reason, _ = ending(trial, Exit((-9, -11), False, 1), [], tmp_path)
     assert outcome == "failed"
     assert reason == "rank 1 was killed by signal 11; rank-1.log ends: first | Segmentation fault"
 
 
 def test_a_deadline_is_a_timeout_that_says_how_long(trial: Trial, tmp_path: Path) -> None:
-    outcome, reason = ending(trial, Exit((-9, -9), True, None), [], tmp_path)
+    outcome, reason, _ = ending(trial, Exit((-9, -9), True, None), [], tmp_path)
     assert outcome == "timeout"
     assert reason == "not done within deadline_s = 120; rank-0.log is empty"
 
 
 def test_a_missing_report_is_a_failure(trial: Trial, reports: tuple[RankReport, ...], tmp_path: Path) -> None:
-    assert ending(trial, FINE, reports[:1], tmp_path) == ("failed", "expected 2 rank reports, got 1")
+    assert ending(trial, FINE, reports[:1], tmp_path) == ("failed", "expected 2 rank reports, got 1", False)

@@ -62,10 +62,6 @@ def trials(make_trial: MakeTrial) -> list[Trial]:
     return [make_trial(world_size=size, devices_per_node=1) for size in (4, 2, 1)]
 
 
-def outcomes(folder: StudyFolder, trials: list[Trial]) -> list[str | None]:
-    return [record.reason if (record := folder.record(trial)) else None for trial in trials]
-
-
 def test_a_lost_node_costs_its_trial_and_the_rest_goes_on(folder: StudyFolder, trials: list[Trial]) -> None:
     cluster = Nodes(1)
     waiting = run_trials(trials, folder, cluster, ORIGIN, Silent())
@@ -73,11 +69,7 @@ def test_a_lost_node_costs_its_trial_and_the_rest_goes_on(folder: StudyFolder, t
     assert waiting == pending(trials, folder) == trials[:1]
     record = folder.record(trials[0])
     assert record is not None
-    assert (record.outcome, record.reason, record.lost_nodes) == (
-        "failed",
-        "node node4 failed under the trial",
-        ("node4",),
-    )
+    assert (record.outcome, record.reason, record.retry) == ("failed", "node node4 failed under the trial", True)
     assert record.environment.scheduler == {"Slurm job": "12"}
 
 

@@ -446,7 +446,7 @@ def test_a_node_that_dies_costs_one_trial_and_is_waited_for(
         cluster.until(lambda: cluster.state(job) == "PENDING", 120)
         by_size = {record.trial.world_size: record for record in records(out)}
         assert by_size[2].outcome == "ok", by_size[2].reason
-        assert (by_size[4].outcome, by_size[4].lost_nodes) == ("failed", ("node4",))
+        assert (by_size[4].outcome, by_size[4].retry) == ("failed", True)
         assert by_size[4].reason == "node node4 failed under the trial"
         assert no_rank_runs(out)
     finally:
