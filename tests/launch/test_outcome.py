@@ -32,7 +32,7 @@ def test_a_trial_whose_ranks_agree_is_ok(trial: Trial, reports: tuple[RankReport
 
 def test_unequal_parameters_are_divergence(trial: Trial, reports: tuple[RankReport, ...], tmp_path: Path) -> None:
     outcome, reason, _ = ending(trial, FINE, changed(reports, 1, parameter_checksums=("xyz",)), tmp_path)
-    assert (outcome, reason) == ("diverged", "the ranks' parameters differ at the end: rank 0: abc, rank 1: xyz", False)
+    assert (outcome, reason) == ("diverged", "the ranks' parameters differ at the end: rank 0: abc, rank 1: xyz")
 
 
 def test_unequal_replicas_inside_one_process_are_divergence(
@@ -45,7 +45,7 @@ def test_unequal_replicas_inside_one_process_are_divergence(
 def test_a_loss_that_is_no_number_is_divergence(trial: Trial, reports: tuple[RankReport, ...], tmp_path: Path) -> None:
     losses = (LossPoint(1, 2.0), LossPoint(7, None))
     outcome, reason, _ = ending(trial, FINE, changed(reports, 1, losses=losses), tmp_path)
-    assert (outcome, reason) == ("diverged", "rank 1: the loss is not finite in step 7", False)
+    assert (outcome, reason) == ("diverged", "rank 1: the loss is not finite in step 7")
 
 
 def test_on_real_data_the_loss_must_fall(
