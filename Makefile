@@ -35,7 +35,7 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV) || { echo 'install venv first: apt-get install python3-venv' >&2; exit 1; }
 	@# torch first, so that nothing else can choose another build of it.
 	$(VENV)/bin/pip install -q -c constraints.txt torch
-	$(VENV)/bin/pip install -q -c constraints.txt -e '.[torch,$(TENSORFLOW),test]'
+	$(VENV)/bin/pip install -q -c constraints.txt -e '.[torch,$(TENSORFLOW),ray,test]'
 	touch $@
 
 clean:

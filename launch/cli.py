@@ -78,11 +78,22 @@ def run(
         return
     folder.create(study.name)
     share = f"nodes-{nodes or 'any'}-repeat-{repeat or 'any'}" if nodes or repeat else None
-    with folder.locked(share), _stoppable(console, study_file, trials, folder, chosen):
-        failed = _run_pending(console, study, study_file, trials, folder, chosen)
-    if share is None:
-        _write_report(console, folder)
-    if failed:
+    with folder.locked(share), _stoppable(console, study_file, trials, folder, chosen) as left_at_first:
+        waiting = _run_pending(console, study, study_file, trials, folder, chosen)
+        if share is None:
+            _write_report(console, folder)
+        if waiting:
+            # A job that goes back to the queue starts when there are enough nodes again.
+            _ignore_stops()
+            how = chosen.resume(advanced=len(waiting) < left_at_first)
+            console.print(
+                f"{len(waiting)} of the trials wait for more nodes than are left; "
+                f"{how or 'run the study again when they are back'}",
+                soft_wrap=True,
+                highlight=False,
+            )
+    records = map(folder.record, trials)
+    if any(record is None or record.outcome not in ("ok", "skipped") for record in records):
         raise typer.Exit(1)
 
 
@@ -180,8 +191,8 @@ def _run_pending(
     trials: "list[Trial]",
     folder: "StudyFolder",
     launcher: "Launcher",
-) -> int:
-    """Run what has no record and return how many of the study's trials did not end ok."""
+) -> "list[Trial]":
+    """Run what has no record and return the trials for which too few nodes were left."""
     from scalestudy.launch.progress import Estimate, LiveBar, PlainLines, duration
     from scalestudy.launch.runner import Origin, pending, run_trials
 
@@ -199,19 +210,8 @@ def _run_pending(
     origin = Origin.of(study.name, study_file)
     if console.is_terminal and todo:
         with LiveBar(console, todo, estimate) as bar:
-            waiting = run_trials(todo, folder, launcher, origin, bar)
-    else:
-        waiting = run_trials(todo, folder, launcher, origin, PlainLines(console, todo, estimate))
-    if waiting:
-        # A job that goes back to the queue starts when there are enough nodes again.
-        how = launcher.resume(advanced=len(waiting) < len(todo))
-        console.print(
-            f"{len(waiting)} trials wait for more nodes than are left; "
-            f"{how or 'run the study again when they are back'}",
-            soft_wrap=True,
-            highlight=False,
-        )
-    return sum(record is None or record.outcome not in ("ok", "skipped") for record in map(folder.record, trials))
+            return run_trials(todo, folder, launcher, origin, bar)
+    return run_trials(todo, folder, launcher, origin, PlainLines(console, todo, estimate))
 
 
 def _job_content(nodes: int | None) -> str:
@@ -244,26 +244,37 @@ def _write_report(console: "Console", folder: "StudyFolder") -> None:
     console.print(f"report: {written.html}", soft_wrap=True, highlight=False)
 
 
+_STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+
+def _ignore_stops() -> None:
+    """From now on nothing stops this run: it is ending, and what it asks of a scheduler may send it a signal."""
+    for number in _STOPS:
+        signal.signal(number, signal.SIG_IGN)
+
+
 @contextmanager
 def _stoppable(
     console: "Console", study_file: Path, trials: "list[Trial]", folder: "StudyFolder", launcher: "Launcher"
-) -> Iterator[None]:
-    """End on Ctrl-C, SIGTERM and Slurm's notice before a time limit: ranks stopped, the way to go on told."""
-    from scalestudy.launch.runner import pending
+) -> Iterator[int]:
+    """End on Ctrl-C, SIGTERM and Slurm's notice before a time limit: ranks stopped, the way to go on told.
 
-    signals = (signal.SIGTERM, signal.SIGUSR1)
+    Yields how many trials there are to be run.
+    """
+    from scalestudy.launch.runner import pending
 
     def stop(*_: object) -> NoReturn:
         # Once: the stop itself must not be stopped.
-        for number in (*signals, signal.SIGINT):
-            signal.signal(number, signal.SIG_IGN)
+        _ignore_stops()
         raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, stop) for number in signals}
+    for number in _STOPS:
+        signal.signal(number, stop)
     left_at_first = len(pending(trials, folder))
     try:
-        yield
+        yield left_at_first
     except KeyboardInterrupt:
+        _ignore_stops()
         how = launcher.resume(advanced=len(pending(trials, folder)) < left_at_first)
         console.print(
             f"stopped; the ranks are gone and {folder.path} is whole. "
@@ -272,6 +283,3 @@ def _stoppable(
             highlight=False,
         )
         raise typer.Exit(130) from None
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

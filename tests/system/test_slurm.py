@@ -456,7 +456,7 @@ def test_a_node_that_dies_costs_one_trial_and_is_waited_for(
     assert {record.trial.world_size: record.outcome for record in records(out)} == {2: "ok", 4: "ok"}
     [kept] = out.glob("trials/*-w4-*.unfinished-1/record.json")
     assert "node node4 failed" in kept.read_text()
-    assert "1 trials wait for more nodes than are left; job" in logs(tmp_path)
+    assert "1 of the trials wait for more nodes than are left; job" in logs(tmp_path)
 
 
 def test_no_string_of_a_study_is_read_by_a_shell(

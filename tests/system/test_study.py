@@ -135,7 +135,7 @@ def test_an_interrupt_stops_the_ranks_and_says_how_to_go_on(
     process.send_signal(stop)
     told, _ = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert f"scalestudy run {study} --out {out}" in told
+    assert f"scalestudy run {study} --launcher local --out {out}" in told
     assert no_rank_runs(out)
 
 
