@@ -6,6 +6,7 @@ import platform
 import resource
 import socket
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -32,6 +33,21 @@ class Topology(Frozen):
     nodes: int
     cpus_per_node: int
     gpus_per_node: int = 0
+
+    @classmethod
+    def of(cls, nodes: Sequence[tuple[int, int]], device: str, least: int) -> "Topology":
+        """Return what those of the nodes have in common that hold `least` devices; a node is its CPUs and its GPUs.
+
+        `auto` means GPUs where any node has so many. Where no node has, all are counted.
+        """
+        with_gpus = [node for node in nodes if node[1] >= least]
+        fitting = with_gpus if with_gpus and device != "cpu" else [node for node in nodes if node[0] >= least]
+        fitting = fitting or list(nodes)
+        return cls(
+            nodes=len(fitting),
+            cpus_per_node=min((cpus for cpus, _ in fitting), default=0),
+            gpus_per_node=min((gpus for _, gpus in fitting), default=0),
+        )
 
     def devices_per_node(self, device: str) -> int:
         """Return how many devices a node has; on CPU a device is one CPU."""

@@ -70,7 +70,8 @@ def run(
         for trial in study_trials(study, study_file, resolve(study, study_file, topology))
         if nodes in (None, nodes_needed(trial)) and repeat in (None, trial.repeat + 1)
     ]
-    check_capacity(trials, study_file, chosen.name, topology)
+    if not chosen.elastic:
+        check_capacity(trials, study_file, chosen.name, topology)
     folder = StudyFolder(out or Path("results") / study.name)
     console = Console()
     if dry_run:

@@ -19,10 +19,18 @@ class Exit(NamedTuple):
     lost_nodes: tuple[str, ...] = ()
 
 
+class NoCapacityError(OSError):
+    """A trial found no place within the time it may wait for one: what it needs, and what is there."""
+
+
 class Launcher(Protocol):
-    """Starts every rank of a trial and leaves none behind."""
+    """Starts every rank of a trial and leaves none behind.
+
+    Nodes of an `elastic` one come and go: a trial that is too large for now is skipped, not refused.
+    """
 
     name: str
+    elastic: bool
 
     def capacity(self) -> Topology:
         """Return the nodes and devices on offer now."""
@@ -33,7 +41,7 @@ class Launcher(Protocol):
     def run(self, trial: Trial, folder: Path, deadline_s: float, tick: Callable[[], None]) -> Exit:
         """Start every rank, wait, calling `tick` now and then, and kill the whole group on the deadline.
 
-        Raises OSError where they cannot be started.
+        Raises OSError where they cannot be started, NoCapacityError where there is no place for them.
         """
 
     def resume(self, *, advanced: bool) -> str | None:

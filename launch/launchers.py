@@ -14,7 +14,17 @@ from scalestudy.launch.study import Study, known
 LAUNCHERS: Mapping[str, Callable[[Study, Mapping[str, str]], Launcher]] = {
     "local": lambda _, interpreters: LocalLauncher(interpreters),
     "slurm": lambda study, interpreters: SlurmLauncher(interpreters, study.slurm.container, os.environ),
+    "ray": lambda study, interpreters: _ray(study, interpreters),
 }
+
+
+def _ray(study: Study, interpreters: Mapping[str, str]) -> Launcher:
+    # Ray's import takes a second, and it is an extra.
+    try:
+        from scalestudy.launch.ray import RayLauncher
+    except ModuleNotFoundError:
+        raise InputError("--launcher: ray: is not installed here: pip install 'scalestudy[ray]'") from None
+    return RayLauncher(study, interpreters)
 
 
 def make_launcher(name: str, study: Study, path: Path) -> Launcher:

@@ -20,6 +20,7 @@ class LocalLauncher:
     """Ranks on this host; `interpreters` names the Python of a trainer that has its own environment."""
 
     name = "local"
+    elastic = False
 
     def __init__(self, interpreters: Mapping[str, str]) -> None:
         self._interpreters = interpreters

@@ -13,7 +13,7 @@ from typing import Protocol
 
 from scalestudy.cluster.host import Host, this_host
 from scalestudy.launch.folder import StudyFolder
-from scalestudy.launch.launcher import Launcher, nodes_needed, processes, unfit
+from scalestudy.launch.launcher import Launcher, NoCapacityError, nodes_needed, processes, unfit
 from scalestudy.launch.outcome import Ending, ending
 from scalestudy.trainers.record import Environment, RankReport, Record
 from scalestudy.trainers.trial import Trial
@@ -67,7 +67,8 @@ def run_trials(
 ) -> list[Trial]:
     """Run the given trials; a failed one costs its record, never the study.
 
-    A trial that lost a node runs again after the others. Returns those for which too few nodes were left.
+    A trial that lost a node runs again after the others. Returns those for which there were too few nodes in the end:
+    what is not on record of them is noted as skipped.
     """
     waiting = list(trials)
     attempts: Counter[str] = Counter()
@@ -80,8 +81,13 @@ def run_trials(
         attempts[trial.id] += 1
         record = run_trial(trial, folder, launcher, origin, observer)
         observer.finished(record)
-        if record.retry and attempts[trial.id] < _ATTEMPTS:
+        if record.retry and record.outcome == "failed" and attempts[trial.id] < _ATTEMPTS:
             waiting.append(trial)
+    for trial in waiting:
+        if not attempts[trial.id]:
+            why = f"needs {trial.nodes} nodes with {trial.devices_per_node} {trial.device} devices, {nodes} are there"
+            path = folder.begin(trial)
+            observer.finished(_recorded(trial, Ending("skipped", why, retry=True), path, folder, launcher, origin))
     return waiting
 
 
@@ -89,17 +95,33 @@ def run_trial(trial: Trial, folder: StudyFolder, launcher: Launcher, origin: Ori
     """Run one trial in a folder of its own and write its record last."""
     path = folder.begin(trial)
     observer.started(trial, path)
+    if reason := unfit(trial):
+        return _recorded(trial, Ending("skipped", reason), path, folder, launcher, origin)
     started_at, began_s = datetime.now(UTC), time.monotonic()
     reports: tuple[RankReport, ...] = ()
-    if reason := unfit(trial):
-        how = Ending("skipped", reason)
-    else:
-        try:
-            ended = launcher.run(trial, path, trial.measurement.deadline_s, observer.tick)
-            reports = folder.reports(path, processes(trial))
-            how = ending(trial, ended, reports, path)
-        except OSError as error:
-            how = Ending("failed", f"the ranks could not be started: {error}")
+    try:
+        ended = launcher.run(trial, path, trial.measurement.deadline_s, observer.tick)
+        reports = folder.reports(path, processes(trial))
+        how = ending(trial, ended, reports, path)
+    except NoCapacityError as error:
+        how = Ending("skipped", str(error), retry=True)
+    except OSError as error:
+        how = Ending("failed", f"the ranks could not be started: {error}")
+    took_s = time.monotonic() - began_s
+    return _recorded(trial, how, path, folder, launcher, origin, reports, started_at, took_s)
+
+
+def _recorded(
+    trial: Trial,
+    how: Ending,
+    path: Path,
+    folder: StudyFolder,
+    launcher: Launcher,
+    origin: Origin,
+    reports: tuple[RankReport, ...] = (),
+    started_at: datetime | None = None,
+    duration_s: float = 0.0,
+) -> Record:
     record = Record(
         trial=trial,
         outcome=how.outcome,
@@ -107,8 +129,8 @@ def run_trial(trial: Trial, folder: StudyFolder, launcher: Launcher, origin: Ori
         retry=how.retry,
         reports=reports,
         environment=Environment(
-            started_at=started_at.isoformat(timespec="seconds"),
-            duration_s=time.monotonic() - began_s,
+            started_at=(started_at or datetime.now(UTC)).isoformat(timespec="seconds"),
+            duration_s=duration_s,
             launcher=launcher.name,
             scheduler=launcher.scheduler(),
             host=origin.host,

@@ -33,6 +33,7 @@ class SlurmLauncher:
     """Ranks as tasks of steps in the allocation that `environ` is of; a node that was lost is not used again."""
 
     name = "slurm"
+    elastic = False
 
     def __init__(
         self, interpreters: Mapping[str, str], container: Container | None, environ: Mapping[str, str]

@@ -77,7 +77,10 @@ def plan(study: Study, path: Path, folder: StudyFolder, environ: Mapping[str, st
             slurm_ask.ask(["scontrol", "show", "partition", partition])
         except SlurmError as error:
             raise InputError(f"{path}: slurm.partition: {partition!r}: Slurm says: {error}") from None
-    offered = offer(slurm_ask.nodes(partition=partition or slurm_ask.default_partition()), study)
+    # Those that are down too: they may be back in time.
+    nodes = slurm_ask.nodes(partition=partition or slurm_ask.default_partition())
+    least = max(study.devices_per_node or (1,))
+    offered = Topology.of([(node.cpus, node.gpus) for node in nodes], study.device, least)
     layout = resolve(study, path, offered)
     trials = study_trials(study, path, layout)
     check_capacity(trials, path, "slurm", offered)
@@ -87,19 +90,6 @@ def plan(study: Study, path: Path, folder: StudyFolder, environ: Mapping[str, st
         for nodes in sorted(set(map(nodes_needed, missing)))
     ]
     return Plan(study, settled(study, path, layout), trials, shares)
-
-
-def offer(nodes: Sequence[slurm_ask.Node], study: Study) -> Topology:
-    """Return what all nodes have that can hold the study's fullest node; those that are down may be back in time."""
-    least = max(study.devices_per_node or (1,))
-    with_gpus = [node for node in nodes if node.gpus >= least]
-    fitting = with_gpus if with_gpus and study.device != "cpu" else [node for node in nodes if node.cpus >= least]
-    fitting = fitting or list(nodes)
-    return Topology(
-        nodes=len(fitting),
-        cpus_per_node=min((node.cpus for node in fitting), default=0),
-        gpus_per_node=min((node.gpus for node in fitting), default=0),
-    )
 
 
 def settled(study: Study, path: Path, layout: Layout) -> str:

@@ -101,6 +101,20 @@ class SlurmOptions(Frozen):
     container: Container | None = None
 
 
+class RayOptions(Frozen):
+    """How ranks find their place on a Ray cluster.
+
+    `runtime_env` is Ray's, for the processes that start the ranks (`py_executable`, `env_vars`, …). A trial waits
+    `wait_s` for what others hold, and `scale_up_s` for nodes that an autoscaler has yet to start. `results` is where a
+    submitted run keeps its records on the cluster.
+    """
+
+    runtime_env: dict[str, Any] = {}
+    wait_s: float = Field(default=600.0, ge=0)
+    scale_up_s: float = Field(default=0.0, ge=0)
+    results: Line = "~/scalestudy"
+
+
 class Study(Frozen):
     """One study file. `batch` is the per-device batch in weak scaling and the global batch in strong scaling."""
 
@@ -117,8 +131,9 @@ class Study(Frozen):
     measurement: Measurement = Measurement()
     repeats: PositiveInt = 3
     seed: int = Field(default=1, ge=0)
-    launcher: Literal["local", "slurm"] = "local"
+    launcher: Literal["local", "slurm", "ray"] = "local"
     slurm: SlurmOptions = SlurmOptions()
+    ray: RayOptions = RayOptions()
     device: Literal["auto", "cpu", "gpu"] = "auto"
     devices_per_node: Counts | None = None
     threads_per_device: PositiveInt | None = None
@@ -289,6 +304,7 @@ def _line(mistake: ErrorDetails) -> str:
             "measurement": Measurement,
             "container": Container,
             "slurm": SlurmOptions,
+            "ray": RayOptions,
         }
         model = next((parents[name] for name in map(str, reversed(mistake["loc"][:-1])) if name in parents), Study)
         fields = [field.alias or name for name, field in model.model_fields.items()]

@@ -81,7 +81,8 @@ def checksum(parameters: Mapping[str, NDArray[np.float32]]) -> str:
 def _run(trial: Trial, rank: Rank, folder: Path, phases: dict[str, float], found: dict[str, Any]) -> None:
     if rank.local_rank == 0:
         found["host"] = this_host()
-    pin(device_cpus(usable_cpus(), trial, rank))
+    given = os.environ.get("SCALESTUDY_CPUS")
+    pin([int(cpu) for cpu in given.split(",")] if given else device_cpus(usable_cpus(), trial, rank))
     # From the start of the process: the interpreter and our own imports are part of what a job waits for.
     phases["import"] = process_age_s()
     with _timed(phases, "import"):

@@ -2,7 +2,7 @@ import socket
 
 import psutil
 
-from scalestudy.cluster.host import local_topology, peak_resident_bytes, this_host, usable_cpus
+from scalestudy.cluster.host import Topology, local_topology, peak_resident_bytes, this_host, usable_cpus
 from scalestudy.cluster.ports import free_ports
 
 
@@ -36,3 +36,13 @@ def test_a_taken_port_is_never_handed_out() -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         assert taken.getsockname()[1] not in free_ports(500)
+
+
+def test_a_node_is_counted_if_it_holds_as_many_devices_as_are_asked_for() -> None:
+    nodes = [(64, 8)] * 4 + [(64, 4)] * 2 + [(8, 0)]
+    assert Topology.of(nodes, "auto", 1) == Topology(nodes=6, cpus_per_node=64, gpus_per_node=4)
+    assert Topology.of(nodes, "gpu", 8) == Topology(nodes=4, cpus_per_node=64, gpus_per_node=8)
+    assert Topology.of(nodes, "cpu", 1).nodes == 7
+    # What nothing can hold is for `resolve` to say.
+    assert Topology.of(nodes, "auto", 128).nodes == 7
+    assert Topology.of([], "auto", 1).nodes == 0

@@ -20,6 +20,7 @@ class Nodes:
     """Four nodes; `script` says what each run comes to: how many nodes it loses, None for a plain failure."""
 
     name = "slurm"
+    elastic = False
 
     def __init__(self, *script: int | None) -> None:
         self.nodes = 4
@@ -99,3 +100,15 @@ def test_what_no_launcher_can_run_is_skipped_with_the_reason(folder: StudyFolder
     record = folder.record(trial)
     assert record is not None
     assert record.outcome == "skipped"
+
+
+def test_what_finds_too_few_nodes_is_noted_and_tried_again_by_the_next_run(
+    folder: StudyFolder, trials: list[Trial]
+) -> None:
+    cluster = Nodes()
+    cluster.nodes = 2
+    assert run_trials(trials, folder, cluster, ORIGIN, Silent()) == trials[:1]
+    record = folder.record(trials[0])
+    assert record is not None
+    assert (record.outcome, record.reason) == ("skipped", "needs 4 nodes with 1 cpu devices, 2 are there")
+    assert pending(trials, folder) == trials[:1]

@@ -9,13 +9,12 @@ from typing import Any
 import pytest
 import yaml
 
-from scalestudy.launch.slurm_ask import Node
-from scalestudy.launch.slurm_jobs import Share, offer, report_job, settled, settled_trials, trials_job
+from scalestudy.cluster.host import Topology
+from scalestudy.launch.slurm_jobs import Share, report_job, settled, settled_trials, trials_job
 from scalestudy.launch.study import Study, load_study, resolve, study_trials
 from scalestudy.trainers.trial import Trial
 
 OUT = Path("/out/a b")
-NODES = [Node(f"n{i}", f"10.0.0.{i}", "idle", 64, 8 if i < 4 else 4) for i in range(6)]
 
 
 def study(**changes: Any) -> Study:
@@ -87,14 +86,6 @@ def test_the_report_waits_for_all_jobs_however_they_end() -> None:
     assert script.endswith(f"exec {sys.executable} -m scalestudy.launch report '/out/a b'\n")
 
 
-def test_a_node_is_counted_if_it_holds_the_studys_fullest_node() -> None:
-    assert offer(NODES, study()).model_dump() == {"nodes": 6, "cpus_per_node": 64, "gpus_per_node": 4}
-    assert offer(NODES, study(devices_per_node=8)).model_dump() == {"nodes": 4, "cpus_per_node": 64, "gpus_per_node": 8}
-    assert offer(NODES, study(device="cpu", devices_per_node=32)).nodes == 6
-    # What nothing can hold is for `resolve` to say.
-    assert offer(NODES, study(devices_per_node=128)).nodes == 6
-
-
 def test_a_settled_study_has_the_same_trials_whatever_machine_reads_it(tmp_path: Path) -> None:
     for name in ("cats", "dogs"):
         (tmp_path / "data" / name).mkdir(parents=True)
@@ -112,7 +103,7 @@ def test_a_settled_study_has_the_same_trials_whatever_machine_reads_it(tmp_path:
     }
     path.write_text(yaml.safe_dump(fields))
     read = load_study(path)
-    layout = resolve(read, path, offer(NODES, read))
+    layout = resolve(read, path, Topology(nodes=4, cpus_per_node=64, gpus_per_node=8))
     copy = tmp_path / "elsewhere" / "study.yaml"
     copy.parent.mkdir()
     copy.write_text(settled(read, path, layout))
