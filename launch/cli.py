@@ -72,7 +72,7 @@ def run(
     ]
     if not chosen.elastic:
         check_capacity(trials, study_file, chosen.name, topology)
-    folder = StudyFolder(out or Path("results") / study.name)
+    folder = StudyFolder(out.expanduser() if out else Path("results") / study.name)
     console = Console()
     if dry_run:
         _list_trials(console, trials, folder)
@@ -101,56 +101,68 @@ def run(
 @app.command()
 def submit(
     study_file: StudyFile,
+    launcher: Annotated[str | None, typer.Option(help="slurm or ray; the study's own if left out.")] = None,
     out: Out = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the jobs; submit nothing.")] = False,
+    address: Annotated[str | None, typer.Option(help="Ray's dashboard, http://127.0.0.1:8265 if left out.")] = None,
+    no_wait: Annotated[bool, typer.Option("--no-wait", help="Ray: neither follow the job nor fetch results.")] = False,
 ) -> None:
-    """Submit a study to Slurm: a job for each node count, and a report job after them.
+    """Submit a study: to Slurm a job for each node count and a report job after them; to Ray one job, followed.
 
-    Submits what is missing: neither trials that have a record, nor node counts whose job is still there.
+    Submits what is missing: neither trials that have a record, nor what is in a job that is still there.
     """
-    import os
-
     from rich.console import Console
 
-    from scalestudy.launch import slurm_jobs
+    from scalestudy.launch.errors import InputError
     from scalestudy.launch.folder import StudyFolder
     from scalestudy.launch.study import load_study
 
     study = load_study(study_file)
     folder = StudyFolder(out or Path("results") / study.name)
     console = Console(soft_wrap=True, highlight=False, markup=False)
-    plan = slurm_jobs.plan(study, study_file, folder, os.environ)
-    if dry_run:
-        console.print(slurm_jobs.described(plan, folder.path.resolve()))
-        return
-    folder.create(study.name)
-    made, alive = slurm_jobs.submit(plan, folder, os.environ)
-    for job in alive:
-        console.print(f"job {job.id} ({_job_content(job.nodes)}) is still there")
-    for job in made:
-        console.print(f"job {job.id} submitted: {_job_content(job.nodes)}")
-    if made:
-        console.print(f"how they are: scalestudy status {folder.path}")
-    elif not alive:
-        console.print(f"nothing is missing: all {len(plan.trials)} trials have a record in {folder.path}")
+    chosen = launcher or (study.launcher if study.launcher != "local" else "slurm")
+    if chosen == "slurm":
+        _submit_to_slurm(console, study, study_file, folder, dry_run)
+    elif chosen == "ray":
+        _submit_to_ray(console, study, study_file, folder, dry_run, address, no_wait)
+    else:
+        raise InputError(f"--launcher: {chosen!r} takes no jobs; known: slurm, ray")
+
+
+@app.command()
+def fetch(out: Annotated[Path, typer.Argument(metavar="OUT", help="A study's output folder.")]) -> None:
+    """Bring the records of a study home that was submitted to Ray."""
+    from rich.console import Console
+
+    from scalestudy.launch import ray_jobs
+    from scalestudy.launch.folder import StudyFolder
+
+    new = ray_jobs.fetch(StudyFolder(out))
+    Console(soft_wrap=True, highlight=False).print(f"{new} trials new in {out}")
 
 
 @app.command()
 def status(out: Annotated[Path, typer.Argument(metavar="OUT", help="A study's output folder.")]) -> None:
     """Show the jobs that were submitted for a study, their state in the queue, and what is done."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     from scalestudy.launch import slurm_jobs
     from scalestudy.launch.folder import StudyFolder
+    from scalestudy.launch.jobs import submitted
 
     folder = StudyFolder(out)
     rows = slurm_jobs.status(folder)
+    if submitted(folder, "ray"):
+        from scalestudy.launch import ray_jobs
+
+        rows += ray_jobs.status(folder)
     console = Console(highlight=False)
     if rows:
         table = Table("job", "what", "state", "time", "done", box=None, pad_edge=False)
         for row in rows:
-            table.add_row(*row)
+            table.add_row(*map(escape, row))
         console.print(table)
     counts = ", ".join(f"{count} {outcome}" for outcome, count in sorted(folder.outcomes().items()))
     console.print(f"records in {folder.path}: {counts or 'none'}", soft_wrap=True)
@@ -213,6 +225,57 @@ def _run_pending(
         with LiveBar(console, todo, estimate) as bar:
             return run_trials(todo, folder, launcher, origin, bar)
     return run_trials(todo, folder, launcher, origin, PlainLines(console, todo, estimate))
+
+
+def _submit_to_slurm(
+    console: "Console", study: "Study", study_file: Path, folder: "StudyFolder", dry_run: bool
+) -> None:
+    import os
+
+    from scalestudy.launch import slurm_jobs
+
+    plan = slurm_jobs.plan(study, study_file, folder, os.environ)
+    if dry_run:
+        console.print(slurm_jobs.described(plan, folder.path.resolve()))
+        return
+    folder.create(study.name)
+    made, alive = slurm_jobs.submit(plan, folder, os.environ)
+    for job in alive:
+        console.print(f"job {job.id} ({_job_content(job.nodes)}) is still there")
+    for job in made:
+        console.print(f"job {job.id} submitted: {_job_content(job.nodes)}")
+    if made:
+        console.print(f"how they are: scalestudy status {folder.path}")
+    elif not alive:
+        console.print(f"nothing is missing: all {len(plan.trials)} trials have a record in {folder.path}")
+
+
+def _submit_to_ray(
+    console: "Console",
+    study: "Study",
+    study_file: Path,
+    folder: "StudyFolder",
+    dry_run: bool,
+    address: str | None,
+    no_wait: bool,
+) -> None:
+    import json
+
+    from scalestudy.launch import ray_jobs
+
+    if dry_run:
+        console.print(json.dumps(ray_jobs.job(study, study_file, folder), indent=2))
+        return
+    folder.create(study.name)
+    made, new = ray_jobs.submit(study, study_file, folder, address)
+    console.print(f"job {made.id} {'submitted' if new else 'is still there'}: {study.name}, records in {made.results}")
+    if no_wait:
+        console.print(f"how it is: scalestudy status {folder.path}; its results: scalestudy fetch {folder.path}")
+        return
+    ended_well = ray_jobs.follow(made, lambda text: console.print(text, end=""))
+    console.print(f"{ray_jobs.fetch(folder)} trials new in {folder.path}")
+    if not ended_well:
+        raise typer.Exit(1)
 
 
 def _job_content(nodes: int | None) -> str:

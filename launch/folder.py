@@ -104,12 +104,16 @@ class StudyFolder:
     def begin(self, trial: Trial) -> Path:
         """Return a new folder with the trial's spec; what an earlier attempt left is kept beside it."""
         path = self.trial_path(trial)
-        if path.exists():
-            attempts = len(list(self.trials_path.glob(f"{path.name}{UNFINISHED}*")))
-            path.rename(path.with_name(f"{path.name}{UNFINISHED}{attempts + 1}"))
+        self.set_aside(path)
         path.mkdir()
         write_atomically(path / "trial.json", trial.model_dump_json(by_alias=True))
         return path
+
+    def set_aside(self, path: Path) -> None:
+        """Rename what an earlier attempt left of a trial, if there is anything."""
+        if path.exists():
+            attempts = len(list(self.trials_path.glob(f"{path.name}{UNFINISHED}*")))
+            path.rename(path.with_name(f"{path.name}{UNFINISHED}{attempts + 1}"))
 
     def reports(self, path: Path, processes: int) -> tuple[RankReport, ...]:
         """Return what the ranks of a trial reported, as far as they did."""

@@ -3,6 +3,7 @@
 import logging
 import math
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -107,12 +108,16 @@ class RankActor:
             os.close(ranks_end)
         names = [log_name, f"rank-{rank.rank}.json", "progress.jsonl"]
         found = [self._folder / name for name in names if (self._folder / name).exists()]
-        return Left(self._process.returncode, {path.name: path.read_bytes() for path in found})
+        left = Left(self._process.returncode, {path.name: path.read_bytes() for path in found})
+        shutil.rmtree(self._folder, ignore_errors=True)
+        return left
 
     def progress(self) -> bytes:
         """Return the last line that the rank told of how far it is."""
-        told = self._folder / "progress.jsonl"
-        return told.read_bytes().splitlines(keepends=True)[-1] if told.exists() else b""
+        try:
+            return (self._folder / "progress.jsonl").read_bytes().splitlines(keepends=True)[-1]
+        except (FileNotFoundError, IndexError):
+            return b""
 
     def stop(self) -> None:
         """Kill the rank, so that `run` returns with what it left."""
@@ -131,6 +136,7 @@ class RayLauncher:
         self._device = study.device
         self._least = max(study.devices_per_node or (1,))
         self._interpreters = interpreters
+        here = Path.cwd()
         try:
             ray.init(address=os.environ.get("RAY_ADDRESS", "auto"), log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, RayError, ValueError) as error:
@@ -138,6 +144,8 @@ class RayLauncher:
                 f"--launcher: ray: no cluster here ({' '.join(str(error).split())[:200]}); start one with "
                 "`ray start --head`, or run there: ray job submit --working-dir . -- scalestudy run …"
             ) from None
+        # In a job Ray moves its driver to another copy of the working directory.
+        os.chdir(here)
 
     def capacity(self) -> Topology:
         there = Topology.of(list(_alive().values()), self._device, self._least)
@@ -197,18 +205,17 @@ class RayLauncher:
     def _actors(self, trial: Trial, group: PlacementGroup, count: int) -> list[Any]:
         devices = trial.world_size // count
         cpus = trial.threads_per_device * devices
-        # Two threads beside the one that waits for the rank: to ask how far it is, and to stop it.
-        actor = ray.remote(
-            num_cpus=cpus,
-            num_gpus=devices if trial.device == "gpu" else 0,
-            max_concurrency=3,
-            runtime_env=self._options.runtime_env or None,
-        )(RankActor)
+        actor: Any = ray.remote(RankActor)
         return [
             actor.options(
+                num_cpus=cpus,
+                num_gpus=devices if trial.device == "gpu" else 0,
+                # Two threads beside the one that waits for the rank: to ask how far it is, and to stop it.
+                max_concurrency=3,
+                runtime_env=self._options.runtime_env,
                 scheduling_strategy=PlacementGroupSchedulingStrategy(
                     placement_group=group, placement_group_bundle_index=rank // _per_node(trial)
-                )
+                ),
             ).remote(rank % _per_node(trial), cpus)
             for rank in range(count)
         ]

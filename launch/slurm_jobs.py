@@ -3,18 +3,17 @@
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
 
-from scalestudy.cluster.frozen import Frozen
 from scalestudy.cluster.host import Topology
 from scalestudy.launch import slurm_ask
 from scalestudy.launch.errors import InputError
 from scalestudy.launch.folder import StudyFolder
+from scalestudy.launch.jobs import Row, Submitted, note, submitted
 from scalestudy.launch.launcher import check_capacity, nodes_needed
 from scalestudy.launch.launchers import interpreters
 from scalestudy.launch.runner import pending
@@ -25,17 +24,7 @@ from scalestudy.trainers.trial import Trial
 
 # The controller is told so long before the time limit: it stops the trial under way and requeues the job.
 _NOTICE_S = 120
-_LOG = "jobs.jsonl"
 _ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "DEADLINE", "BOOT_FAIL", "OUT_OF_MEMORY"}
-
-
-class Submitted(Frozen):
-    """A job that was submitted: the trials of one node count, or the report where there is none."""
-
-    id: str
-    nodes: int | None
-    study: str
-    submitted_at: str
 
 
 class Share(NamedTuple):
@@ -57,16 +46,6 @@ class Plan(NamedTuple):
     text: str
     trials: list[Trial]
     shares: list[Share]
-
-
-class Row(NamedTuple):
-    """A line of `scalestudy status`."""
-
-    job: str
-    what: str
-    state: str
-    elapsed: str
-    done: str
 
 
 def plan(study: Study, path: Path, folder: StudyFolder, environ: Mapping[str, str]) -> Plan:
@@ -116,7 +95,7 @@ def submit(plan: Plan, folder: StudyFolder, environ: Mapping[str, str]) -> tuple
     """
     name = f"study-{sha256(plan.text.encode()).hexdigest()[:8]}.yaml"
     there = living()
-    alive = [job for job in submitted(folder) if job.nodes and job.id in there]
+    alive = [job for job in submitted(folder, "slurm") if job.nodes and job.id in there]
     if foreign := [job.id for job in alive if job.study != name]:
         raise InputError(
             f"{folder.path}: --out: jobs of another version of this study are there; "
@@ -138,8 +117,7 @@ def submit(plan: Plan, folder: StudyFolder, environ: Mapping[str, str]) -> tuple
         if made:
             slurm_ask.ask(["scancel", *(job.id for job in made)])
         raise InputError(f"sbatch: Slurm says: {error}") from None
-    with (folder.jobs_path / _LOG).open("a") as log:
-        log.writelines(job.model_dump_json() + "\n" for job in made)
+    note(made, folder)
     return made, alive
 
 
@@ -182,12 +160,6 @@ def report_job(study: Study, out: Path, after: Sequence[str]) -> tuple[list[str]
     return argv, _script(study.slurm, shlex.join([sys.executable, "-m", "scalestudy.launch", "report", str(out)]))
 
 
-def submitted(folder: StudyFolder) -> list[Submitted]:
-    """Return all jobs that were ever submitted for a study's folder."""
-    log = folder.jobs_path / _LOG
-    return [Submitted.model_validate_json(line) for line in log.read_text().splitlines()] if log.exists() else []
-
-
 def living() -> dict[str, list[slurm_ask.Job]]:
     """Return this user's jobs that have not ended, by number; an array's tasks stand under the number of the array."""
     found: dict[str, list[slurm_ask.Job]] = {}
@@ -200,7 +172,7 @@ def living() -> dict[str, list[slurm_ask.Job]]:
 def status(folder: StudyFolder) -> list[Row]:
     """Return a row for every job, or task of an array, and how far its trials are."""
     rows: list[Row] = []
-    jobs = submitted(folder)
+    jobs = submitted(folder, "slurm")
     there = living() if jobs else {}
     trials: dict[str, list[Trial]] = {}
     for job in jobs:
@@ -252,12 +224,7 @@ def _script(options: SlurmOptions, command: str) -> str:
 def _sbatch(argv: Sequence[str], script: str, nodes: int | None, study: str, environ: Mapping[str, str]) -> Submitted:
     said = slurm_ask.ask(argv, text=script, environ=slurm_ask.without_options(environ))
     # With several clusters the number has the cluster's name behind it.
-    return Submitted(
-        id=said.strip().partition(";")[0],
-        nodes=nodes,
-        study=study,
-        submitted_at=datetime.now(UTC).isoformat(timespec="seconds"),
-    )
+    return Submitted(id=said.strip().partition(";")[0], launcher="slurm", nodes=nodes, study=study)
 
 
 def _absolute(data: str, path: Path) -> str:

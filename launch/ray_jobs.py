@@ -1,0 +1,128 @@
+"""A study as a job of a Ray cluster: submitted to its dashboard, followed, and its results brought home."""
+
+import asyncio
+import os
+import shlex
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ray.job_submission import JobStatus, JobSubmissionClient
+
+from scalestudy.launch.errors import InputError
+from scalestudy.launch.folder import StudyFolder
+from scalestudy.launch.jobs import Row, Submitted, note, submitted
+from scalestudy.launch.pack import unpack
+from scalestudy.launch.study import Study
+
+_LOCAL = "http://127.0.0.1:8265"
+# Results and environments are large, and of this machine.
+_EXCLUDED = [".git", ".venv*", "venv", "results", "build", "dist", "__pycache__"]
+_POLL_S = 1.0
+
+
+def client(address: str | None) -> Any:
+    """Return a client of a cluster's dashboard; raises InputError where none answers."""
+    url = address or os.environ.get("RAY_API_SERVER_ADDRESS") or _LOCAL
+    # Ray would take the address of a cluster in this variable for that of its dashboard.
+    os.environ.pop("RAY_ADDRESS", None)
+    try:
+        return JobSubmissionClient(url)
+    except (ConnectionError, RuntimeError) as error:
+        raise InputError(
+            f"--address: {url!r}: no Ray dashboard answers ({' '.join(str(error).split())[:150]}); "
+            "give that of the head node, or forward its port 8265"
+        ) from None
+
+
+def job(study: Study, study_file: Path, folder: StudyFolder) -> dict[str, Any]:
+    """Return what the dashboard is asked for: the command, and the folder that travels with it."""
+    base = study_file.resolve().parent
+    out = folder.path.resolve()
+    inside = [out.relative_to(base).as_posix()] if out.is_relative_to(base) and out != base else []
+    argv = ["python", "-m", "scalestudy.launch", "run", study_file.name, "--launcher", "ray"]
+    return {
+        "entrypoint": shlex.join([*argv, "--out", results(study)]),
+        "runtime_env": {"working_dir": str(base), "excludes": [*_EXCLUDED, *inside]},
+        "metadata": {"study": study.name},
+    }
+
+
+def results(study: Study) -> str:
+    """Return where the cluster keeps a study's records, so that the next job goes on with them."""
+    return f"{study.ray.results}/{study.name}"
+
+
+def submit(study: Study, study_file: Path, folder: StudyFolder, address: str | None) -> tuple[Submitted, bool]:
+    """Submit a study; return its job, and whether it is new: one that is still there is not submitted twice."""
+    dashboard = client(address)
+    for earlier in submitted(folder, "ray"):
+        if not _status(dashboard, earlier.id).is_terminal():
+            return earlier, False
+    try:
+        number = dashboard.submit_job(**job(study, study_file, folder))
+    except (RuntimeError, ValueError) as error:
+        raise InputError(f"{study_file}: Ray says: {' '.join(str(error).split())[:500]}") from None
+    made = Submitted(
+        id=number,
+        launcher="ray",
+        study=study_file.name,
+        address=dashboard.get_address(),
+        results=results(study),
+    )
+    note([made], folder)
+    return made, True
+
+
+def follow(made: Submitted, tell: Callable[[str], None]) -> bool:
+    """Hand on a job's log until it has ended; return whether it ended well."""
+    dashboard = client(made.address)
+
+    async def tail() -> None:
+        async for text in dashboard.tail_job_logs(made.id):
+            tell(text)
+
+    asyncio.run(tail())
+    return _ended(dashboard, made.id) == JobStatus.SUCCEEDED
+
+
+def fetch(folder: StudyFolder) -> int:
+    """Bring the results of the last job home and return how many trials are new; raises InputError."""
+    jobs = submitted(folder, "ray")
+    if not jobs:
+        raise InputError(f"{folder.path}: no job of Ray was submitted from there; see scalestudy submit --launcher ray")
+    dashboard = client(jobs[-1].address)
+    argv = ["python", "-m", "scalestudy.launch.pack", str(jobs[-1].results)]
+    packing = dashboard.submit_job(entrypoint=shlex.join(argv), metadata={"study": "fetch"})
+    _ended(dashboard, packing)
+    try:
+        return unpack(dashboard.get_job_logs(packing), folder)
+    except ValueError as error:
+        raise InputError(f"{jobs[-1].results} on {jobs[-1].address}: {error}") from None
+
+
+def status(folder: StudyFolder) -> list[Row]:
+    """Return a row for every job, with the last line of its log."""
+    rows = []
+    for made in submitted(folder, "ray"):
+        dashboard = client(made.address)
+        told = dashboard.get_job_logs(made.id).strip().splitlines() if _known(dashboard, made.id) else []
+        state = _status(dashboard, made.id).lower()
+        rows.append(Row(made.id, made.study, state, "", told[-1] if told else ""))
+    return rows
+
+
+def _known(dashboard: Any, number: str) -> bool:
+    return any(details.submission_id == number for details in dashboard.list_jobs())
+
+
+def _status(dashboard: Any, number: str) -> JobStatus:
+    # A cluster that was started anew has forgotten its jobs.
+    return dashboard.get_job_status(number) if _known(dashboard, number) else JobStatus.STOPPED
+
+
+def _ended(dashboard: Any, number: str) -> JobStatus:
+    while not (now := _status(dashboard, number)).is_terminal():
+        time.sleep(_POLL_S)
+    return now
