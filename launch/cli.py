@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from scalestudy.launch.folder import StudyFolder
     from scalestudy.launch.launcher import Launcher
+    from scalestudy.launch.runner import Origin
     from scalestudy.launch.study import Study
     from scalestudy.trainers.trial import Trial
 
@@ -60,9 +61,10 @@ def run(
     from scalestudy.launch.folder import StudyFolder
     from scalestudy.launch.launcher import check_capacity, nodes_needed
     from scalestudy.launch.launchers import make_launcher
+    from scalestudy.launch.runner import Origin
     from scalestudy.launch.study import load_study, resolve, study_trials
 
-    study = load_study(study_file)
+    study, text = load_study(study_file), study_file.read_text()
     chosen = make_launcher(launcher or study.launcher, study, study_file)
     topology = chosen.capacity()
     trials = [
@@ -80,7 +82,7 @@ def run(
     folder.create(study.name)
     share = f"nodes-{nodes or 'any'}-repeat-{repeat or 'any'}" if nodes or repeat else None
     with folder.locked(share), _stoppable(console, study_file, trials, folder, chosen) as left_at_first:
-        waiting = _run_pending(console, study, study_file, trials, folder, chosen)
+        waiting = _run_pending(console, Origin.of(study.name, text), trials, folder, chosen)
         if share is None:
             _write_report(console, folder)
         if waiting:
@@ -198,16 +200,11 @@ def doctor() -> None:
 
 
 def _run_pending(
-    console: "Console",
-    study: "Study",
-    study_file: Path,
-    trials: "list[Trial]",
-    folder: "StudyFolder",
-    launcher: "Launcher",
+    console: "Console", origin: "Origin", trials: "list[Trial]", folder: "StudyFolder", launcher: "Launcher"
 ) -> "list[Trial]":
     """Run what has no record and return the trials for which too few nodes were left."""
     from scalestudy.launch.progress import Estimate, LiveBar, PlainLines, duration
-    from scalestudy.launch.runner import Origin, pending, run_trials
+    from scalestudy.launch.runner import pending, run_trials
 
     todo = pending(trials, folder)
     done = [record for trial in trials if (record := folder.record(trial))]
@@ -215,12 +212,11 @@ def _run_pending(
         console.print(f"{damaged}: is damaged; its folder is set aside and the trial runs again", soft_wrap=True)
     estimate = Estimate(done)
     console.print(
-        f"{study.name}: {len(trials)} trials, {len(done)} done before, {len(todo)} to run, "
+        f"{origin.study_name}: {len(trials)} trials, {len(done)} done before, {len(todo)} to run, "
         f"about {duration(sum(map(estimate.seconds, todo)))}; records in {folder.path}",
         soft_wrap=True,
         highlight=False,
     )
-    origin = Origin.of(study.name, study_file)
     if console.is_terminal and todo:
         with LiveBar(console, todo, estimate) as bar:
             return run_trials(todo, folder, launcher, origin, bar)

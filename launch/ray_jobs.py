@@ -25,8 +25,9 @@ _POLL_S = 1.0
 def client(address: str | None) -> Any:
     """Return a client of a cluster's dashboard; raises InputError where none answers."""
     url = address or os.environ.get("RAY_API_SERVER_ADDRESS") or _LOCAL
-    # Ray would take the address of a cluster in this variable for that of its dashboard.
-    os.environ.pop("RAY_ADDRESS", None)
+    # Ray would prefer these to what it is told.
+    for variable in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"):
+        os.environ.pop(variable, None)
     try:
         return JobSubmissionClient(url)
     except (ConnectionError, RuntimeError) as error:

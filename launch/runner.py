@@ -46,11 +46,11 @@ class Origin:
     git_commit: str | None
 
     @classmethod
-    def of(cls, study_name: str, study_path: Path) -> "Origin":
-        """Describe this run: the study file as it is written, this host, and the code's commit if it has one."""
+    def of(cls, study_name: str, study_text: str) -> "Origin":
+        """Describe this run: the study file as it was written, this host, and the code's commit if it has one."""
         return cls(
             study_name=study_name,
-            study_text=study_path.read_text(),
+            study_text=study_text,
             host=this_host(),
             scalestudy=version("scalestudy"),
             git_commit=git_commit(Path(__file__).resolve().parent),

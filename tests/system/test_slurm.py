@@ -3,13 +3,10 @@
 import os
 import re
 import shutil
-import signal
-import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -25,98 +22,11 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
 SCALE = ROOT / "slurm" / "scale.sh"
 SCALESTUDY = str(Path(sys.executable).with_name("scalestudy"))
-TESTCLUSTER = ROOT / "slurm" / "testcluster.sh"
-# Where Debian has the daemons.
-PATH = f"{os.environ['PATH']}:/usr/sbin"
+# tests/system/conftest.py has it; tests import no conftest.
+SlurmCluster = Any
 WriteStudy = Callable[..., Path]
 Records = Callable[[Path], list[Record]]
 NoRankRuns = Callable[[Path], bool]
-
-
-class Cluster:
-    """A cluster of nodes node1 to node4, each with 4 CPUs and 2 character devices that stand for GPUs."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.environ = {**os.environ, "PATH": PATH, "SLURM_CONF": str(folder / "slurm.conf"), "SCALESTUDY": SCALESTUDY}
-
-    def tell(self, *argv: str | Path, expected: int = 0) -> str:
-        """Run a command against the cluster and return what it said."""
-        told = subprocess.run(list(map(str, argv)), capture_output=True, text=True, env=self.environ, timeout=120)
-        assert told.returncode == expected, told.stdout + told.stderr
-        return told.stdout + told.stderr
-
-    def sbatch(self, *options: str | Path) -> str:
-        """Submit a job and return its number."""
-        return self.tell("sbatch", "--parsable", *options).strip()
-
-    def state(self, job: str) -> str:
-        """Return a job's state, also when it has ended."""
-        return re.findall(r"JobState=(\w+)", self.tell("scontrol", "show", "job", job))[0]
-
-    def exit_code(self, job: str) -> str:
-        """Return how a job's script ended, as code:signal."""
-        return re.findall(r" ExitCode=(\S+)", self.tell("scontrol", "show", "job", job))[0]
-
-    def drained(self, timeout_s: float = 180) -> None:
-        """Wait until no job is left."""
-        self.until(lambda: not self.tell("squeue", "--noheader"), timeout_s)
-
-    def until(self, reached: Callable[[], object], timeout_s: float = 90) -> None:
-        """Wait for something that only takes time."""
-        ends_s = time.monotonic() + timeout_s
-        while not reached():
-            assert time.monotonic() < ends_s, f"not within {timeout_s} s:\n" + self.tell("scontrol", "show", "job")
-            time.sleep(0.3)
-
-    def kill_node(self, name: str) -> None:
-        """End everything that runs on a node at once, as a power cut would."""
-        doomed = {int((self.folder / f"slurmd-{name}.pid").read_text())}
-        for process in psutil.process_iter():
-            with suppress(psutil.Error):
-                log = str(self.folder / f"slurmd-{name}.log")
-                if (
-                    process.name().startswith("slurmstepd")
-                    and log in {file.path for file in process.open_files()}
-                    or process.environ().get("SLURMD_NODENAME") == name
-                ):
-                    doomed.add(process.pid)
-        for pid in doomed:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-
-    def all_nodes_up(self) -> None:
-        """Wait until Slurm has all nodes back."""
-        self.until(lambda: not re.search(r"down|\*", self.tell("sinfo", "--noheader", "--format=%T")))
-
-    def boot_node(self, name: str) -> None:
-        """Start a node that was killed."""
-        self.tell("slurmd", "-f", self.folder / "slurm.conf", "-N", name)
-
-
-@pytest.fixture(scope="module")
-def daemons(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    missing = [name for name in ("munged", "slurmctld", "slurmd", "srun") if shutil.which(name, path=PATH) is None]
-    if missing:
-        why = f"{', '.join(missing)} not installed (Debian: apt-get install slurm-wlm munge)"
-        if os.environ.get("CI"):
-            pytest.fail(f"{why}: CI must test against a real Slurm")
-        pytest.skip(why)
-    folder = tmp_path_factory.mktemp("slurm") / "cluster"
-    environ = {**os.environ, "NODES": "4", "CPUS": "4", "GPUS": "2"}
-    subprocess.run([TESTCLUSTER, "up", folder], check=True, env=environ)
-    try:
-        yield Cluster(folder)
-    finally:
-        subprocess.run([TESTCLUSTER, "down", folder], check=True)
-
-
-@pytest.fixture
-def cluster(daemons: Cluster) -> Iterator[Cluster]:
-    """Return the cluster with an empty queue, and leave none of the test's jobs in it."""
-    yield daemons
-    daemons.tell("scancel", "--user=root" if os.getuid() == 0 else "--me")
-    daemons.drained()
 
 
 def logs(folder: Path) -> str:
@@ -127,7 +37,7 @@ def logs(folder: Path) -> str:
 
 
 @pytest.fixture
-def launcher(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., SlurmLauncher]]:
+def launcher(cluster: SlurmCluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., SlurmLauncher]]:
     """Return a maker of launchers on all four nodes; `script` stands where the worker's interpreter would."""
     monkeypatch.setenv("SLURM_CONF", cluster.environ["SLURM_CONF"])
     said = cluster.tell("salloc", "--no-shell", "--no-kill", "--nodes=4", "--exclusive", "--gpus-per-node=2", "--mem=0")
@@ -183,7 +93,9 @@ def test_a_task_that_fails_takes_the_others_with_it(launch: Launch) -> None:
     assert launch("[ $SLURM_PROCID = 1 ] && kill -SEGV $$; sleep 60").codes[1] == -11
 
 
-def test_the_deadline_ends_all_tasks_and_what_they_started(launch: Launch, tmp_path: Path, cluster: Cluster) -> None:
+def test_the_deadline_ends_all_tasks_and_what_they_started(
+    launch: Launch, tmp_path: Path, cluster: SlurmCluster
+) -> None:
     ended = launch("sleep 61 & echo $! > $folder/child-$SLURM_PROCID; wait", deadline_s=2)
     assert ended.timed_out
     for rank in range(4):
@@ -203,7 +115,7 @@ def test_more_than_a_node_has_is_slurms_own_message(launch: Launch) -> None:
 
 
 def test_ranks_run_in_the_container_that_the_study_names(
-    launch: Launch, tmp_path: Path, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+    launch: Launch, tmp_path: Path, cluster: SlurmCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Debian has no apptainer: what stands here notes how it was called, and runs the command outside.
     apptainer = tmp_path / "bin" / "apptainer"
@@ -221,7 +133,7 @@ def test_ranks_run_in_the_container_that_the_study_names(
 
 
 def test_a_lost_node_is_named_and_not_used_again(
-    launcher: Callable[..., SlurmLauncher], cluster: Cluster, tmp_path: Path, make_trial: Callable[..., Trial]
+    launcher: Callable[..., SlurmLauncher], cluster: SlurmCluster, tmp_path: Path, make_trial: Callable[..., Trial]
 ) -> None:
     chosen = launcher("echo > $folder/up-$SLURM_PROCID; sleep 61")
     trial = make_trial(world_size=4, devices_per_node=1)
@@ -245,7 +157,7 @@ def test_a_lost_node_is_named_and_not_used_again(
 
 
 def test_a_study_of_both_frameworks_over_one_two_and_four_nodes_by_sbatch(
-    cluster: Cluster, write_study: WriteStudy, records: Records, no_rank_runs: NoRankRuns, tmp_path: Path
+    cluster: SlurmCluster, write_study: WriteStudy, records: Records, no_rank_runs: NoRankRuns, tmp_path: Path
 ) -> None:
     study = write_study(
         trainers=["torch-ddp", "tf-multiworker", "tf-mirrored"],
@@ -287,7 +199,7 @@ def test_a_study_of_both_frameworks_over_one_two_and_four_nodes_by_sbatch(
 
 @pytest.mark.parametrize("jobs_at_once", [None, 1])
 def test_submit_runs_each_node_count_in_a_job_of_its_own_and_the_report_after_them(
-    cluster: Cluster, write_study: WriteStudy, records: Records, tmp_path: Path, jobs_at_once: int | None
+    cluster: SlurmCluster, write_study: WriteStudy, records: Records, tmp_path: Path, jobs_at_once: int | None
 ) -> None:
     study = write_study(
         trainers="torch-ddp",
@@ -331,7 +243,7 @@ def test_submit_runs_each_node_count_in_a_job_of_its_own_and_the_report_after_th
 
 
 def test_a_job_cancelled_in_mid_trial_leaves_no_rank_and_goes_on_when_submitted_again(
-    cluster: Cluster, write_study: WriteStudy, records: Records, no_rank_runs: NoRankRuns, tmp_path: Path
+    cluster: SlurmCluster, write_study: WriteStudy, records: Records, no_rank_runs: NoRankRuns, tmp_path: Path
 ) -> None:
     study = write_study(
         trainers="torch-ddp",
@@ -359,7 +271,7 @@ def test_a_job_cancelled_in_mid_trial_leaves_no_rank_and_goes_on_when_submitted_
 
 
 def test_a_job_at_its_time_limit_requeues_itself_and_goes_on(
-    cluster: Cluster, write_study: WriteStudy, records: Records, tmp_path: Path
+    cluster: SlurmCluster, write_study: WriteStudy, records: Records, tmp_path: Path
 ) -> None:
     study = write_study(
         trainers="torch-ddp",
@@ -383,7 +295,7 @@ def test_a_job_at_its_time_limit_requeues_itself_and_goes_on(
 
 
 def test_a_job_too_short_for_one_trial_is_not_requeued_for_ever(
-    cluster: Cluster, write_study: WriteStudy, records: Records, tmp_path: Path
+    cluster: SlurmCluster, write_study: WriteStudy, records: Records, tmp_path: Path
 ) -> None:
     study = write_study(
         trainers="torch-ddp",
@@ -403,7 +315,7 @@ def test_a_job_too_short_for_one_trial_is_not_requeued_for_ever(
 
 
 def test_a_preempted_job_goes_on_when_the_nodes_are_free_again(
-    cluster: Cluster, write_study: WriteStudy, records: Records, tmp_path: Path
+    cluster: SlurmCluster, write_study: WriteStudy, records: Records, tmp_path: Path
 ) -> None:
     study = write_study(
         trainers="torch-ddp",
@@ -425,7 +337,7 @@ def test_a_preempted_job_goes_on_when_the_nodes_are_free_again(
 
 
 def test_a_node_that_dies_costs_one_trial_and_is_waited_for(
-    cluster: Cluster, write_study: WriteStudy, records: Records, no_rank_runs: NoRankRuns, tmp_path: Path
+    cluster: SlurmCluster, write_study: WriteStudy, records: Records, no_rank_runs: NoRankRuns, tmp_path: Path
 ) -> None:
     study = write_study(
         trainers="torch-ddp",
@@ -460,7 +372,7 @@ def test_a_node_that_dies_costs_one_trial_and_is_waited_for(
 
 
 def test_no_string_of_a_study_is_read_by_a_shell(
-    cluster: Cluster, write_study: WriteStudy, records: Records, tmp_path: Path
+    cluster: SlurmCluster, write_study: WriteStudy, records: Records, tmp_path: Path
 ) -> None:
     nasty = tmp_path / "a b;$(touch PWNED)`touch PWNED`'\"%j&|<>*"
     images = nasty / "data" / "cats"
@@ -496,7 +408,7 @@ def test_no_string_of_a_study_is_read_by_a_shell(
 
 @pytest.mark.parametrize("field", ["partition", "constraint", "reservation", "gres", "time"])
 def test_what_slurm_refuses_is_told_in_slurms_words_and_leaves_no_job(
-    cluster: Cluster, write_study: WriteStudy, tmp_path: Path, field: str
+    cluster: SlurmCluster, write_study: WriteStudy, tmp_path: Path, field: str
 ) -> None:
     study = write_study(
         trainers="torch-ddp",
@@ -514,7 +426,7 @@ def test_what_slurm_refuses_is_told_in_slurms_words_and_leaves_no_job(
 
 
 def test_an_edited_study_waits_for_the_jobs_of_the_old_one(
-    cluster: Cluster, write_study: WriteStudy, tmp_path: Path
+    cluster: SlurmCluster, write_study: WriteStudy, tmp_path: Path
 ) -> None:
     fields = {"trainers": "torch-ddp", "models": "cnn", "world_sizes": [4], "devices_per_node": 1}
     cluster.tell(SCALESTUDY, "submit", write_study(**fields), "--out", tmp_path / "out")
