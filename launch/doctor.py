@@ -1,6 +1,7 @@
 """What this machine has, what is missing for which trainer or launcher, and how to get it."""
 
 import importlib.metadata
+import os
 from dataclasses import dataclass
 from typing import Literal
 
@@ -49,8 +50,24 @@ def findings() -> list[Finding]:
     ]
     found += [_trainer(name, TRAINERS[name].distribution) for name in TRAINERS]
     found.append(Finding(group="launcher", subject="local", ready=True, detail="ranks as processes of this host"))
-    found.append(_slurm())
+    found += [_slurm(), _ray()]
     return found
+
+
+def _ray() -> Finding:
+    try:
+        version = importlib.metadata.version("ray")
+    except importlib.metadata.PackageNotFoundError:
+        return Finding(
+            group="launcher",
+            subject="ray",
+            ready=False,
+            detail="ray is not installed here",
+            advice="pip install 'scalestudy[ray]'",
+        )
+    address = os.environ.get("RAY_ADDRESS")
+    where = f"RAY_ADDRESS is {address}" if address else "RAY_ADDRESS is not set: a cluster of this host, if one runs"
+    return Finding(group="launcher", subject="ray", ready=True, detail=f"ray {version}; {where}")
 
 
 def _slurm() -> Finding:

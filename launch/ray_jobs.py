@@ -20,6 +20,7 @@ _LOCAL = "http://127.0.0.1:8265"
 # Results and environments are large, and of this machine.
 _EXCLUDED = [".git", ".venv*", "venv", "results", "build", "dist", "__pycache__"]
 _POLL_S = 1.0
+_START_S = 60.0
 
 
 def client(address: str | None) -> Any:
@@ -62,7 +63,7 @@ def submit(study: Study, study_file: Path, folder: StudyFolder, address: str | N
         if not _status(dashboard, earlier.id).is_terminal():
             return earlier, False
     try:
-        number = dashboard.submit_job(**job(study, study_file, folder))
+        number = _submitted(dashboard, **job(study, study_file, folder))
     except (RuntimeError, ValueError) as error:
         raise InputError(f"{study_file}: Ray says: {' '.join(str(error).split())[:500]}") from None
     made = Submitted(
@@ -95,7 +96,7 @@ def fetch(folder: StudyFolder) -> int:
         raise InputError(f"{folder.path}: no job of Ray was submitted from there; see scalestudy submit --launcher ray")
     dashboard = client(jobs[-1].address)
     argv = ["python", "-m", "scalestudy.launch.pack", str(jobs[-1].results)]
-    packing = dashboard.submit_job(entrypoint=shlex.join(argv), metadata={"study": "fetch"})
+    packing = _submitted(dashboard, entrypoint=shlex.join(argv), metadata={"study": "fetch"})
     _ended(dashboard, packing)
     try:
         return unpack(dashboard.get_job_logs(packing), folder)
@@ -112,6 +113,19 @@ def status(folder: StudyFolder) -> list[Row]:
         state = _status(dashboard, made.id).lower()
         rows.append(Row(made.id, made.study, state, "", told[-1] if told else ""))
     return rows
+
+
+def _submitted(dashboard: Any, **asked: Any) -> str:
+    """Submit a job, also to a cluster that has only just started; raises RuntimeError."""
+    ends_s = time.monotonic() + _START_S
+    while True:
+        try:
+            return str(dashboard.submit_job(**asked))
+        except RuntimeError as error:
+            # The part of the head that takes jobs comes up last.
+            if "No available agent" not in str(error) or time.monotonic() > ends_s:
+                raise
+        time.sleep(_POLL_S)
 
 
 def _known(dashboard: Any, number: str) -> bool:

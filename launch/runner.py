@@ -86,51 +86,43 @@ def run_trials(
     for trial in waiting:
         if not attempts[trial.id]:
             why = f"needs {trial.nodes} nodes with {trial.devices_per_node} {trial.device} devices, {nodes} are there"
-            path = folder.begin(trial)
-            observer.finished(_recorded(trial, Ending("skipped", why, retry=True), path, folder, launcher, origin))
+            observer.finished(run_trial(trial, folder, launcher, origin, observer, Ending("skipped", why, retry=True)))
     return waiting
 
 
-def run_trial(trial: Trial, folder: StudyFolder, launcher: Launcher, origin: Origin, observer: Observer) -> Record:
-    """Run one trial in a folder of its own and write its record last."""
-    path = folder.begin(trial)
-    observer.started(trial, path)
-    if reason := unfit(trial):
-        return _recorded(trial, Ending("skipped", reason), path, folder, launcher, origin)
-    started_at, began_s = datetime.now(UTC), time.monotonic()
-    reports: tuple[RankReport, ...] = ()
-    try:
-        ended = launcher.run(trial, path, trial.measurement.deadline_s, observer.tick)
-        reports = folder.reports(path, processes(trial))
-        how = ending(trial, ended, reports, path)
-    except NoCapacityError as error:
-        how = Ending("skipped", str(error), retry=True)
-    except OSError as error:
-        how = Ending("failed", f"the ranks could not be started: {error}")
-    took_s = time.monotonic() - began_s
-    return _recorded(trial, how, path, folder, launcher, origin, reports, started_at, took_s)
-
-
-def _recorded(
+def run_trial(
     trial: Trial,
-    how: Ending,
-    path: Path,
     folder: StudyFolder,
     launcher: Launcher,
     origin: Origin,
-    reports: tuple[RankReport, ...] = (),
-    started_at: datetime | None = None,
-    duration_s: float = 0.0,
+    observer: Observer,
+    known: Ending | None = None,
 ) -> Record:
+    """Run one trial in a folder of its own, unless how it ends is known before, and write its record last."""
+    path = folder.begin(trial)
+    observer.started(trial, path)
+    started_at, began_s = datetime.now(UTC), time.monotonic()
+    reports: tuple[RankReport, ...] = ()
+    if reason := unfit(trial):
+        known = Ending("skipped", reason)
+    try:
+        if known is None:
+            ended = launcher.run(trial, path, trial.measurement.deadline_s, observer.tick)
+            reports = folder.reports(path, processes(trial))
+            known = ending(trial, ended, reports, path)
+    except NoCapacityError as error:
+        known = Ending("skipped", str(error), retry=True)
+    except OSError as error:
+        known = Ending("failed", f"the ranks could not be started: {error}")
     record = Record(
         trial=trial,
-        outcome=how.outcome,
-        reason=how.reason,
-        retry=how.retry,
+        outcome=known.outcome,
+        reason=known.reason,
+        retry=known.retry,
         reports=reports,
         environment=Environment(
-            started_at=(started_at or datetime.now(UTC)).isoformat(timespec="seconds"),
-            duration_s=duration_s,
+            started_at=started_at.isoformat(timespec="seconds"),
+            duration_s=time.monotonic() - began_s,
             launcher=launcher.name,
             scheduler=launcher.scheduler(),
             host=origin.host,

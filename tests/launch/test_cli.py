@@ -49,7 +49,7 @@ def test_help_imports_nothing_heavy() -> None:
 
 def test_the_commands_of_the_design_are_there() -> None:
     told = scalestudy("--help").stdout
-    assert [name for name in ("run", "report", "submit", "status", "doctor") if name not in told] == []
+    assert [name for name in ("run", "report", "submit", "status", "fetch", "doctor") if name not in told] == []
 
 
 def test_a_dry_run_lists_the_trials_and_touches_nothing(study: Path, tmp_path: Path) -> None:
@@ -126,7 +126,7 @@ def test_a_part_of_a_study_is_run_alone(study: Path, tmp_path: Path) -> None:
 def test_doctor_names_every_trainer_and_what_it_needs() -> None:
     told = scalestudy("doctor")
     assert told.returncode == 0
-    for name in ("torch-ddp", "tf-multiworker", "tf-mirrored", "local", "slurm", "CPU", "GPU"):
+    for name in ("torch-ddp", "tf-multiworker", "tf-mirrored", "local", "slurm", "ray", "CPU", "GPU"):
         assert name in told.stdout
 
 

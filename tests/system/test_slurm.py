@@ -21,6 +21,7 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[2]
 SCALE = ROOT / "slurm" / "scale.sh"
+RAY = ROOT / "slurm" / "ray.sh"
 SCALESTUDY = str(Path(sys.executable).with_name("scalestudy"))
 # tests/system/conftest.py has it; tests import no conftest.
 SlurmCluster = Any
@@ -195,6 +196,25 @@ def test_a_study_of_both_frameworks_over_one_two_and_four_nodes_by_sbatch(
         assert len({digest for report in record.reports for digest in report.parameter_checksums}) == 1
     assert "2 devices a node" in (out / "report.html").read_text()
     assert no_rank_runs(out)
+
+
+def test_a_ray_cluster_in_an_allocation_runs_a_study_and_is_gone_after_it(
+    cluster: SlurmCluster, write_study: WriteStudy, records: Records, tmp_path: Path
+) -> None:
+    study = write_study(
+        trainers="torch-ddp", models="cnn", world_sizes=[2, 4], devices_per_node=2, threads_per_device=1
+    )
+    options = ["--nodes=2", f"--output={tmp_path}/%j.log", f"--chdir={tmp_path}"]
+    job = cluster.sbatch(*options, RAY, study, "--out", tmp_path / "out")
+    cluster.drained()
+    assert cluster.exit_code(job) == "0:0", logs(tmp_path)
+    found = {record.trial.world_size: record for record in records(tmp_path / "out")}
+    assert {size: record.outcome for size, record in found.items()} == {2: "ok", 4: "ok"}
+    assert found[4].environment.launcher == "ray"
+    assert [report.rank.node_rank for report in found[4].reports] == [0, 0, 1, 1]
+    assert not list(Path("/tmp").glob(f"ray-{job}-*"))
+    running = [" ".join(p.info["cmdline"] or []) for p in psutil.process_iter(["cmdline"])]
+    assert not [line for line in running if f"/tmp/ray-{job}-" in line]
 
 
 @pytest.mark.parametrize("jobs_at_once", [None, 1])

@@ -1,0 +1,89 @@
+"""The Ray launcher's and its jobs' pure parts; what needs a cluster is in tests/system/test_ray.py."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from scalestudy.launch.folder import StudyFolder
+from scalestudy.launch.pack import packed, unpack
+from scalestudy.launch.ray import Place, bundles, ranks_of
+from scalestudy.launch.ray_jobs import job
+from scalestudy.launch.study import Study
+from scalestudy.trainers.record import Record
+from scalestudy.trainers.trial import Trial
+
+MakeTrial = Callable[..., Trial]
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"world_size": 2, "devices_per_node": 8, "threads_per_device": 3}, [{"CPU": 6}]),
+        ({"world_size": 3, "devices_per_node": 2, "device": "gpu"}, [{"CPU": 2, "GPU": 2}, {"CPU": 1, "GPU": 1}]),
+        ({"world_size": 2, "devices_per_node": 1, "device": "gpu"}, [{"CPU": 1, "GPU": 1}] * 2),
+        ({"trainer": "tf-mirrored", "world_size": 4, "device": "gpu"}, [{"CPU": 4, "GPU": 4}]),
+    ],
+)
+def test_a_bundle_is_what_a_node_of_the_trial_must_have(
+    make_trial: MakeTrial, changes: dict[str, object], expected: list[dict[str, float]]
+) -> None:
+    assert bundles(make_trial(**changes)) == expected
+
+
+def test_ranks_are_ordered_by_node_and_then_by_device() -> None:
+    places = [Place(str(i // 2), f"host{i // 2}", "10.0.0.1", 20_000 + i, ()) for i in range(3)]
+    found = [(r.rank, r.node_rank, r.local_rank, r.local_world_size, r.host) for r in ranks_of(places, per_node=2)]
+    assert found == [(0, 0, 0, 2, "host0"), (1, 0, 1, 2, "host0"), (2, 1, 0, 1, "host1")]
+
+
+def test_a_job_takes_the_studys_folder_along_without_results_and_environments(tmp_path: Path) -> None:
+    study = Study(name="s", trainers=("torch-ddp",), models=("cnn",), batch=8, world_sizes=(1,))  # type: ignore[arg-type]
+    asked = job(study, tmp_path / "my study.yaml", StudyFolder(tmp_path / "runs" / "s"))
+    assert asked["entrypoint"] == (
+        "python -m scalestudy.launch run 'my study.yaml' --launcher ray --out '~/scalestudy/s'"
+    )
+    assert asked["runtime_env"]["working_dir"] == str(tmp_path)
+    assert {".git", ".venv*", "results", "runs/s"} <= set(asked["runtime_env"]["excludes"])
+
+
+@pytest.fixture
+def there(tmp_path: Path, make_trial: MakeTrial, make_record: Callable[..., Record]) -> StudyFolder:
+    folder = StudyFolder(tmp_path / "there")
+    folder.create("t")
+    for repeat in range(2):
+        trial = make_trial(repeat=repeat)
+        folder.finish(folder.begin(trial), make_record(trial))
+    (folder.path / "results.csv").write_text("a,b\n")
+    (folder.path / "figures").mkdir()
+    (folder.path / "figures" / "x.png").write_bytes(b"png")
+    return folder
+
+
+def test_a_folder_comes_home_in_a_log_among_other_lines(there: StudyFolder, tmp_path: Path) -> None:
+    home = StudyFolder(tmp_path / "home")
+    home.create("t")
+    log = f"some words of Ray's\n{packed(there.path)}and some more\n"
+    assert unpack(log, home) == 2
+    for name in ("results.csv", "figures/x.png"):
+        assert (home.path / name).read_bytes() == (there.path / name).read_bytes()
+    assert home.outcomes() == {"ok": 2}
+    assert unpack(log, home) == 0
+
+
+def test_a_trial_that_has_changed_is_set_aside_and_not_overwritten(
+    there: StudyFolder, tmp_path: Path, make_trial: MakeTrial, make_record: Callable[..., Record]
+) -> None:
+    home = StudyFolder(tmp_path / "home")
+    home.create("t")
+    trial = make_trial(repeat=0)
+    home.finish(home.begin(trial), make_record(trial, outcome="failed", reason="earlier"))
+    assert unpack(packed(there.path), home) == 2
+    assert home.outcomes() == {"ok": 2}
+    [kept] = home.trials_path.glob("*.unfinished-1/record.json")
+    assert "earlier" in kept.read_text()
+
+
+def test_a_log_without_results_is_quoted(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="the log holds no results; it ends: 'No such file'"):
+        unpack("No such file\n", StudyFolder(tmp_path))
