@@ -47,6 +47,11 @@ class Plan(NamedTuple):
     trials: list[Trial]
     shares: list[Share]
 
+    @property
+    def devices(self) -> int:
+        """Return the devices of the study's fullest node; every job asks for so many, and settles it alike."""
+        return max(min(trial.world_size, trial.devices_per_node) for trial in self.trials)
+
 
 def plan(study: Study, path: Path, folder: StudyFolder, environ: Mapping[str, str]) -> Plan:
     """Settle a study on what the partition's nodes have; raises InputError, and SlurmError with Slurm's words."""
@@ -109,7 +114,7 @@ def submit(plan: Plan, folder: StudyFolder, environ: Mapping[str, str]) -> tuple
     made: list[Submitted] = []
     try:
         for share in shares:
-            argv, script = trials_job(plan.study, folder.path.resolve(), name, share)
+            argv, script = trials_job(plan.study, folder.path.resolve(), name, share, plan.devices)
             made.append(_sbatch(argv, script, share.nodes, name, environ))
         argv, script = report_job(plan.study, folder.path.resolve(), [job.id for job in [*alive, *made]])
         made.append(_sbatch(argv, script, None, name, environ))
@@ -121,10 +126,9 @@ def submit(plan: Plan, folder: StudyFolder, environ: Mapping[str, str]) -> tuple
     return made, alive
 
 
-def trials_job(study: Study, out: Path, study_name: str, share: Share) -> tuple[list[str], str]:
-    """Return the sbatch and the script of the job that runs a share of the trials."""
+def trials_job(study: Study, out: Path, study_name: str, share: Share, devices: int) -> tuple[list[str], str]:
+    """Return the sbatch and the script of the job that runs a share of the trials, with so many devices a node."""
     options = study.slurm
-    devices = max(min(trial.world_size, trial.devices_per_node) for trial in share.trials)
     first = share.trials[0]
     argv = _job_options(options, out, f"scalestudy-{study.name}-n{share.nodes}", options.jobs_at_once is not None) + [
         f"--nodes={share.nodes}",
@@ -234,6 +238,6 @@ def _absolute(data: str, path: Path) -> str:
 
 def described(plan: Plan, out: Path) -> str:
     """Return what would be submitted, as a shell would be told."""
-    jobs = [trials_job(plan.study, out, "study.yaml", share) for share in plan.shares]
+    jobs = [trials_job(plan.study, out, "study.yaml", share, plan.devices) for share in plan.shares]
     jobs += [report_job(plan.study, out, ["JOB"] * len(jobs))] if jobs else []
     return "\n\n".join(f"{shlex.join(argv)} <<'EOF'\n{script}EOF" for argv, script in jobs) or "nothing is missing"

@@ -194,12 +194,12 @@ def resolve(study: Study, path: Path, topology: Topology) -> Layout:
     device: Device = "gpu" if topology.gpus_per_node and study.device != "cpu" else "cpu"
     offered, cpus = topology.devices_per_node(device), topology.cpus_per_node
     per_node = study.devices_per_node or (offered,)
-    if max(per_node) > offered:
+    fullest = min(max(study.world_sizes), max(per_node)) or 1
+    if fullest > offered:
         raise InputError(
             f"{path}: devices_per_node: {max(per_node)}, but a node has {offered} {device} devices; "
             f"use at most {offered}"
         )
-    fullest = min(max(study.world_sizes), max(per_node))
     threads = study.threads_per_device or max(1, cpus // fullest)
     if threads * fullest > cpus:
         raise InputError(

@@ -28,7 +28,7 @@ def share(make_trial: Callable[..., Trial], device: str = "gpu", repeats: int = 
 
 
 def test_a_job_asks_for_whole_nodes_and_is_told_before_its_time_is_over(make_trial: Callable[..., Trial]) -> None:
-    argv, script = trials_job(study(), OUT, "study-1.yaml", share(make_trial))
+    argv, script = trials_job(study(), OUT, "study-1.yaml", share(make_trial), 8)
     assert shlex.join(argv) == (
         "sbatch --parsable --job-name=scalestudy-s-n2 '--output=/out/a b/jobs/%j.log' --open-mode=append --nodes=2 "
         "--ntasks-per-node=8 --cpus-per-task=7 --signal=B:USR1@120 --requeue --no-kill --gpus-per-node=8 --exclusive "
@@ -56,18 +56,18 @@ def test_a_job_asks_for_whole_nodes_and_is_told_before_its_time_is_over(make_tri
 def test_an_option_of_the_study_is_one_argument_of_sbatch(
     make_trial: Callable[..., Trial], options: dict[str, Any], there: str, not_there: str
 ) -> None:
-    told = shlex.join(trials_job(study(slurm=options), OUT, "s.yaml", share(make_trial))[0])
+    told = shlex.join(trials_job(study(slurm=options), OUT, "s.yaml", share(make_trial), 8)[0])
     assert there in told
     assert not_there not in told
 
 
 def test_a_cpu_study_asks_for_no_gpu(make_trial: Callable[..., Trial]) -> None:
-    assert "gpu" not in shlex.join(trials_job(study(), OUT, "s.yaml", share(make_trial, device="cpu"))[0])
+    assert "gpu" not in shlex.join(trials_job(study(), OUT, "s.yaml", share(make_trial, device="cpu"), 8)[0])
 
 
 def test_with_jobs_at_once_every_repeat_is_a_task_of_an_array(make_trial: Callable[..., Trial]) -> None:
     some = share(make_trial, repeats=3)._replace(trials=share(make_trial).trials[1:])
-    argv, script = trials_job(study(slurm={"jobs_at_once": 2}), OUT, "s.yaml", some)
+    argv, script = trials_job(study(slurm={"jobs_at_once": 2}), OUT, "s.yaml", some, 8)
     assert "--array=2,3%2" in argv
     assert "--output=/out/a b/jobs/%A_%a.log" in argv
     assert script.endswith('--nodes 2 --repeat "$SLURM_ARRAY_TASK_ID"\n')
@@ -75,7 +75,7 @@ def test_with_jobs_at_once_every_repeat_is_a_task_of_an_array(make_trial: Callab
 
 def test_set_up_runs_before_the_controller(make_trial: Callable[..., Trial]) -> None:
     chosen = study(slurm={"setup": ["module load cuda/12", "ulimit -l unlimited"]})
-    script = trials_job(chosen, OUT, "s.yaml", share(make_trial))[1]
+    script = trials_job(chosen, OUT, "s.yaml", share(make_trial), 8)[1]
     assert script.startswith("#!/bin/bash\nset -e\nmodule load cuda/12\nulimit -l unlimited\nexec ")
 
 

@@ -149,7 +149,10 @@ def test_a_mistake_in_the_file_is_one_line_that_names_it(write: Write, changes: 
             {"threads_per_device": 2},
             "threads_per_device: 2 threads × 2 devices need 4 CPUs, there are 2; use",
         ),
-        ({"devices_per_node": 4}, "devices_per_node: 4, but a node has 2 cpu devices; use at most 2"),
+        (
+            {"devices_per_node": 4, "world_sizes": [4]},
+            "devices_per_node: 4, but a node has 2 cpu devices; use at most 2",
+        ),
         ({"device": "gpu"}, "device: 'gpu', but no NVIDIA GPU is found here; use 'cpu' or 'auto'"),
         (
             {"data": "images:nowhere", "models": ["cnn"]},

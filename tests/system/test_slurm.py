@@ -224,11 +224,12 @@ def test_submit_runs_each_node_count_in_a_job_of_its_own_and_the_report_after_th
     study = write_study(
         trainers="torch-ddp",
         models="cnn",
-        world_sizes=[1, 2],
-        devices_per_node=1,
+        world_sizes=[1, 4],
+        devices_per_node=2,
         threads_per_device=1,
         repeats=2,
-        slurm={"jobs_at_once": jobs_at_once, "setup": "export SETUP=$((40 + 2))"},
+        # Not exclusive: a job has no more devices than it asks for, also that of the smallest trials.
+        slurm={"jobs_at_once": jobs_at_once, "exclusive": not jobs_at_once, "setup": "export NCCL_DEBUG=$((40 + 2))"},
     )
     out = tmp_path / "out"
     told = cluster.tell(SCALESTUDY, "submit", study, "--out", out)
@@ -247,6 +248,8 @@ def test_submit_runs_each_node_count_in_a_job_of_its_own_and_the_report_after_th
     assert [record.outcome for record in found] == ["ok"] * 4, logs(out / "jobs")
     nodes = {record.environment.scheduler["Slurm job"].partition("_")[0]: record.trial.nodes for record in found}
     assert nodes == {one: 1, two: 2}
+    # The set-up lines are the study's shell, and reach the ranks.
+    assert {report.software.variables["NCCL_DEBUG"] for record in found for report in record.reports} == {"42"}
     if jobs_at_once:
         tasks = {(record.environment.scheduler["Slurm job"], record.trial.repeat + 1) for record in found}
         assert tasks == {(f"{job}_{repeat}", repeat) for job in (one, two) for repeat in (1, 2)}
@@ -254,7 +257,7 @@ def test_submit_runs_each_node_count_in_a_job_of_its_own_and_the_report_after_th
     assert "2 of 2 trials done" in cluster.tell(SCALESTUDY, "status", out)
     assert "nothing is missing: all 4 trials" in cluster.tell(SCALESTUDY, "submit", study, "--out", out)
     # Only what is missing, and only in the job that is its.
-    gone = next(path for path in (out / "trials").iterdir() if "-w2-r1" in path.name)
+    gone = next(path for path in (out / "trials").iterdir() if "-w4-r1" in path.name)
     shutil.rmtree(gone)
     told = cluster.tell(SCALESTUDY, "submit", study, "--out", out)
     assert re.findall(r"submitted: (.*)", told) == ["trials on 2 nodes", "the report"]
