@@ -21,6 +21,7 @@ class Host(Frozen):
     name: str
     system: str
     cpu_model: str
+    # The host's own, not the share that a scheduler lets this process use.
     cpu_count: int
     memory_bytes: int
     gpus: tuple[str, ...] = ()
@@ -61,7 +62,7 @@ def this_host() -> Host:
         name=socket.gethostname(),
         system=f"{platform.system()} {platform.release()}",
         cpu_model=_cpu_model(),
-        cpu_count=len(usable_cpus()),
+        cpu_count=psutil.cpu_count() or len(usable_cpus()),
         memory_bytes=psutil.virtual_memory().total,
         gpus=gpus,
         nvidia_driver=driver,

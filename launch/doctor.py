@@ -5,7 +5,7 @@ import os
 from dataclasses import dataclass
 from typing import Literal
 
-from scalestudy.cluster.host import this_host
+from scalestudy.cluster.host import this_host, usable_cpus
 from scalestudy.launch import slurm_ask
 from scalestudy.trainers.trainer import TRAINERS
 
@@ -37,7 +37,7 @@ def findings() -> list[Finding]:
             group="machine",
             subject="CPU",
             ready=True,
-            detail=f"{host.cpu_count} usable CPUs, {host.cpu_model}",
+            detail=f"{len(usable_cpus())} usable CPUs, {host.cpu_model}",
         ),
         Finding(group="machine", subject="memory", ready=True, detail=f"{host.memory_bytes / 2**30:.0f} GiB"),
         Finding(

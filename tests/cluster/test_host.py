@@ -1,4 +1,6 @@
 import socket
+import subprocess
+import sys
 
 import psutil
 
@@ -8,7 +10,7 @@ from scalestudy.cluster.ports import free_ports
 
 def test_this_host_says_what_psutil_says() -> None:
     host = this_host()
-    assert host.cpu_count == len(psutil.Process().cpu_affinity())
+    assert host.cpu_count == psutil.cpu_count()
     assert host.memory_bytes == psutil.virtual_memory().total
     assert host.cpu_model
 
@@ -46,3 +48,12 @@ def test_a_node_is_counted_if_it_holds_as_many_devices_as_are_asked_for() -> Non
     # What nothing can hold is for `resolve` to say.
     assert Topology.of(nodes, "auto", 128).nodes == 7
     assert Topology.of([], "auto", 1).nodes == 0
+
+
+def test_a_host_has_all_its_cpus_whatever_share_a_process_may_use() -> None:
+    code = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); "
+    code += (
+        "from scalestudy.cluster.host import this_host, usable_cpus; print(this_host().cpu_count, len(usable_cpus()))"
+    )
+    told = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    assert told.split() == [str(psutil.cpu_count()), "1"]

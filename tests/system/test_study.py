@@ -48,7 +48,7 @@ def test_a_study_of_every_trainer_leaves_whole_records_and_a_report(
         assert len({digest for report in record.reports for digest in report.parameter_checksums}) == 1
         assert record.environment.study == study.read_text()
         assert record.environment.host.cpu_model
-        # Described before the rank is pinned: one host, not one for the controller and one for its ranks.
+        # One host, not one for the controller and one for its ranks.
         assert record.reports[0].host == record.environment.host
         for report in record.reports:
             assert list(report.phases) == ["import", "rendezvous", "build", "first_step", "warm_up", "test"]
