@@ -132,8 +132,7 @@ class RayLauncher:
     elastic = True
 
     def __init__(self, study: Study, interpreters: Mapping[str, str]) -> None:
-        self._options = study.ray
-        self._device = study.device
+        self._study = study
         self._least = max(study.devices_per_node or (1,))
         self._interpreters = interpreters
         here = Path.cwd()
@@ -148,9 +147,16 @@ class RayLauncher:
         os.chdir(here)
 
     def capacity(self) -> Topology:
-        there = Topology.of(list(_alive().values()), self._device, self._least)
-        # What an autoscaler may start is not known before it has.
-        return there.model_copy(update={"nodes": sys.maxsize}) if self._options.scale_up_s else there
+        there = Topology.of(list(_alive().values()), self._study.device, self._least)
+        if not self._study.ray.scale_up_s:
+            return there
+        # What an autoscaler may start is known only from what the study says of it.
+        per_node = max(self._study.devices_per_node or (0,))
+        return Topology(
+            nodes=sys.maxsize,
+            cpus_per_node=max(there.cpus_per_node, per_node * (self._study.threads_per_device or 1)),
+            gpus_per_node=max(there.gpus_per_node, per_node if self._study.device == "gpu" else 0),
+        )
 
     def scheduler(self) -> dict[str, str]:
         return {"Ray": ray.__version__, "Ray job": ray.get_runtime_context().get_job_id()}
@@ -184,8 +190,9 @@ class RayLauncher:
     def _reserve(self, trial: Trial, tick: Callable[[], None]) -> PlacementGroup:
         """Return a group of one bundle a node; raises NoCapacityError where none can be had in time."""
         node = bundles(trial)
-        fits = Topology.of(list(_alive().values()), self._device, self._least).nodes >= trial.nodes
-        patience_s = self._options.wait_s if fits else self._options.scale_up_s
+        holding = [cpus >= node[0]["CPU"] and gpus >= node[0].get("GPU", 0) for cpus, gpus in _alive().values()]
+        fits = sum(holding) >= trial.nodes
+        patience_s = self._study.ray.wait_s if fits else self._study.ray.scale_up_s
         group: PlacementGroup = placement_group(node, strategy="STRICT_PACK" if len(node) == 1 else "STRICT_SPREAD")
         ends_s = time.monotonic() + patience_s
         try:
@@ -212,7 +219,7 @@ class RayLauncher:
                 num_gpus=devices if trial.device == "gpu" else 0,
                 # Two threads beside the one that waits for the rank: to ask how far it is, and to stop it.
                 max_concurrency=3,
-                runtime_env=self._options.runtime_env,
+                runtime_env=self._study.ray.runtime_env,
                 scheduling_strategy=PlacementGroupSchedulingStrategy(
                     placement_group=group, placement_group_bundle_index=rank // _per_node(trial)
                 ),

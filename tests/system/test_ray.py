@@ -204,6 +204,20 @@ def test_what_does_not_fit_is_skipped_with_the_reason_and_waits_as_long_as_it_ma
     )
 
 
+def test_nodes_that_an_autoscaler_has_yet_to_start_are_taken_from_the_study(
+    cluster: RayCluster, write_study: WriteStudy, records: Records, tmp_path: Path
+) -> None:
+    # Larger than any node that is there.
+    fields = {**TWO, "devices_per_node": 4, "world_sizes": [4], "device": "gpu"}
+    run = ["run", write_study(**fields), "--launcher", "ray", "--out", tmp_path / "out"]
+    assert "devices_per_node: 4, but a node has 2 gpu devices" in cluster.tell(SCALESTUDY, *run, expected=2)
+    write_study(**fields, ray={"scale_up_s": 2})
+    cluster.tell(SCALESTUDY, *run)
+    [record] = records(tmp_path / "out")
+    assert (record.outcome, record.retry) == ("skipped", True)
+    assert (record.reason or "").startswith("needs 1 nodes with 4 CPUs and 4 GPUs, and none came free within 2 s")
+
+
 def test_an_environment_that_cannot_be_built_fails_its_trial_with_rays_words(
     cluster: RayCluster, write_study: WriteStudy, records: Records, tmp_path: Path
 ) -> None:

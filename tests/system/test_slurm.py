@@ -89,7 +89,8 @@ def test_tasks_fill_node_after_node_and_see_all_of_the_nodes_gpus(launch: Launch
 
 
 def test_a_task_that_fails_takes_the_others_with_it(launch: Launch) -> None:
-    ended = launch("[ $SLURM_PROCID = 3 ] && exit 7; sleep 60")
+    # exec: what gets the signal is the task, and no child of it that a shell would tell of by an exit code.
+    ended = launch("[ $SLURM_PROCID = 3 ] && exit 7; exec sleep 60")
     assert ended == Exit(codes=(-15, -15, -15, 7), timed_out=False, first_failed=3)
     assert launch("[ $SLURM_PROCID = 1 ] && kill -SEGV $$; sleep 60").codes[1] == -11
 
