@@ -177,7 +177,7 @@ class RayLauncher:
             addresses = [f"{place.address}:{place.port}" for place in places]
             running = {
                 actor.run.remote(
-                    trial, rank, addresses, _gpus_of(places, rank), self._interpreters.get(trial.trainer)
+                    trial, rank, addresses, gpus_of(places, rank), self._interpreters.get(trial.trainer)
                 ): rank.rank
                 for actor, rank in zip(actors, ranks_of(places, _per_node(trial)), strict=True)
             }
@@ -314,10 +314,12 @@ def _per_node(trial: Trial) -> int:
     return min(processes(trial), trial.devices_per_node)
 
 
-def _gpus_of(places: list[Place], rank: Rank) -> tuple[str, ...]:
-    """Return all GPUs of the rank's node that the trial was given, in the order of its local ranks."""
+def gpus_of(places: list[Place], rank: Rank) -> tuple[str, ...]:
+    """Return all GPUs of the rank's node that the trial was given: local rank 0 takes the first of them."""
     first = rank.rank - rank.local_rank
-    return tuple(gpu for place in places[first : first + rank.local_world_size] for gpu in place.gpus)
+    # Ray gives them out in any order; by length first, as `10` comes after `9`.
+    given = [gpu for place in places[first : first + rank.local_world_size] for gpu in place.gpus]
+    return tuple(sorted(given, key=lambda gpu: (len(gpu), gpu)))
 
 
 def _alive() -> dict[str, tuple[int, int]]:

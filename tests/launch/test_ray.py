@@ -7,7 +7,7 @@ import pytest
 
 from scalestudy.launch.folder import StudyFolder
 from scalestudy.launch.pack import packed, unpack
-from scalestudy.launch.ray import Place, bundles, ranks_of
+from scalestudy.launch.ray import Place, bundles, gpus_of, ranks_of
 from scalestudy.launch.ray_jobs import job
 from scalestudy.launch.study import Study
 from scalestudy.trainers.record import Record
@@ -35,6 +35,13 @@ def test_ranks_are_ordered_by_node_and_then_by_device() -> None:
     places = [Place(str(i // 2), f"host{i // 2}", "10.0.0.1", 20_000 + i, ()) for i in range(3)]
     found = [(r.rank, r.node_rank, r.local_rank, r.local_world_size, r.host) for r in ranks_of(places, per_node=2)]
     assert found == [(0, 0, 0, 2, "host0"), (1, 0, 1, 2, "host0"), (2, 1, 0, 1, "host1")]
+
+
+def test_local_rank_0_has_the_first_gpu_whichever_actor_was_given_it() -> None:
+    gpus = [("10",), ("9",), ("0",), ("1",)]
+    places = [Place(str(i // 2), f"host{i // 2}", "10.0.0.1", 20_000 + i, gpus[i]) for i in range(4)]
+    found = [gpus_of(places, rank) for rank in ranks_of(places, per_node=2)]
+    assert found == [("9", "10"), ("9", "10"), ("0", "1"), ("0", "1")]
 
 
 def test_a_job_takes_the_studys_folder_along_without_results_and_environments(tmp_path: Path) -> None:
