@@ -1,13 +1,24 @@
 """The study file: what to vary and what to hold fixed, validated whole before anything starts."""
 
 import difflib
+import itertools
 import random
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import ErrorDetails
 
 from scalestudy.cluster.frozen import Frozen
@@ -15,8 +26,9 @@ from scalestudy.cluster.host import Topology
 from scalestudy.launch.errors import InputError
 from scalestudy.trainers.data import class_names, mnist_files
 from scalestudy.trainers.models import MODELS, model_spec
-from scalestudy.trainers.trainer import TRAINERS
-from scalestudy.trainers.trial import Data, Device, Measurement, Optimizer, Scaling, Trial
+from scalestudy.trainers.options import Options
+from scalestudy.trainers.trainer import TRAINERS, refusal
+from scalestudy.trainers.trial import Data, Device, Execution, Measurement, Optimizer, Precision, Scaling, Trial
 
 SOURCES = ("synthetic", "synthetic-host", "digits", "images:DIR", "mnist:DIR")
 
@@ -54,6 +66,8 @@ ModelName = Annotated[str, AfterValidator(lambda name: known("model", name, MODE
 Line = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]+$")]
 PositiveInt = Annotated[int, Field(ge=1, strict=True)]
 Counts = Annotated[tuple[PositiveInt, ...], BeforeValidator(_listed), AfterValidator(_distinct), Field(min_length=1)]
+Executions = Annotated[tuple[Execution, ...], BeforeValidator(_listed), AfterValidator(_distinct), Field(min_length=1)]
+Precisions = Annotated[tuple[Precision, ...], BeforeValidator(_listed), AfterValidator(_distinct), Field(min_length=1)]
 
 
 class ModelEntry(Frozen):
@@ -73,12 +87,22 @@ class ModelEntry(Frozen):
 
 
 class Container(Frozen):
-    """An image that holds scalestudy and its frameworks: the ranks run in it, the controller outside."""
+    """An image that holds scalestudy and its frameworks: the ranks run in it, the controller outside.
+
+    Pyxis is a plugin of Slurm's; Apptainer runs under every launcher.
+    """
 
     image: Line
     runtime: Literal["pyxis", "apptainer"]
     python: Line = "python3"
     mounts: Annotated[tuple[Line, ...], BeforeValidator(_listed)] = ()
+
+
+# Tagged, so that a mistake in a container is not told as that it is no text as well.
+Environment = Annotated[
+    Annotated[Line, Tag("python")] | Annotated[Container, Tag("container")],
+    Discriminator(lambda value: "python" if isinstance(value, str) else "container"),
+]
 
 
 class SlurmOptions(Frozen):
@@ -116,7 +140,11 @@ class RayOptions(Frozen):
 
 
 class Study(Frozen):
-    """One study file. `batch` is the per-device batch in weak scaling and the global batch in strong scaling."""
+    """One study file. `batch` is the per-device batch in weak scaling and the global batch in strong scaling.
+
+    `execution` may be given for all trainers or by trainer; who is not named runs as its users do. `options` are by
+    trainer, and a list sweeps: every combination is a point of the study.
+    """
 
     schema_version: Literal[1] = Field(default=1, alias="schema")
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80)
@@ -126,7 +154,9 @@ class Study(Frozen):
     scaling: Scaling = "weak"
     batch: Counts | None = None
     data: str = "synthetic"
-    precision: Literal["fp32"] = "fp32"
+    precision: Precisions = ("fp32",)
+    execution: dict[TrainerName, Executions] = {}
+    options: dict[TrainerName, dict[str, Any]] = {}
     optimizer: Optimizer = Optimizer()
     measurement: Measurement = Measurement()
     repeats: PositiveInt = 3
@@ -138,7 +168,7 @@ class Study(Frozen):
     devices_per_node: Counts | None = None
     threads_per_device: PositiveInt | None = None
     loader_workers: int = Field(default=1, ge=0)
-    environments: dict[TrainerName, str] = {}
+    environments: dict[TrainerName, Environment] = {}
 
     @field_validator("trainers", "models", "world_sizes")
     @classmethod
@@ -146,6 +176,34 @@ class Study(Frozen):
         if not values:
             raise ValueError("is empty; name at least one")
         return values
+
+    @field_validator("execution", mode="before")
+    @classmethod
+    def _execution_of_all(cls, given: Any, info: ValidationInfo) -> Any:
+        return given if isinstance(given, dict) else dict.fromkeys(info.data.get("trainers", ()), given)
+
+    @field_validator("options")
+    @classmethod
+    def _options_exist(cls, given: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        for trainer, values in given.items():
+            try:
+                option_points(trainer, values)
+            except ValidationError as error:
+                kind = TRAINERS[trainer].options
+                # Raised again as one error of the study's: pydantic takes no other model's.
+                raise ValueError("; ".join(f"{trainer}.{_line(mistake, kind)}" for mistake in error.errors())) from None
+        return given
+
+    @model_validator(mode="after")
+    def _what_is_given_by_trainer_is_used(self) -> "Study":
+        by_field: dict[str, Mapping[str, Any]] = {"options": self.options, "execution": self.execution}
+        for field, by_trainer in by_field.items():
+            for trainer in by_trainer:
+                if trainer not in self.trainers:
+                    raise ValueError(
+                        f"{field}.{trainer}: the study has no such trainer; add it to trainers or leave it out"
+                    )
+        return self
 
     @model_validator(mode="after")
     def _every_model_has_a_batch_that_divides(self) -> "Study":
@@ -161,6 +219,13 @@ class Study(Frozen):
                             f"global batch out): use a multiple of {world_size}"
                         )
         return self
+
+
+def option_points(trainer: str, given: Mapping[str, Any]) -> list[Options]:
+    """Return a trainer's options for every combination of what is listed; raises ValidationError."""
+    kind = TRAINERS[trainer].options
+    combinations = itertools.product(*(_distinct(tuple(_listed(value))) for value in given.values()))
+    return [kind.model_validate(dict(zip(given, values, strict=True))) for values in combinations]
 
 
 class Layout(Frozen):
@@ -212,7 +277,7 @@ def resolve(study: Study, path: Path, topology: Topology) -> Layout:
 def study_trials(study: Study, path: Path, layout: Layout) -> list[Trial]:
     """Return every trial in the order to run them: repeat by repeat, each shuffled by the study's seed.
 
-    Raises InputError for what only the data can tell: folders, image sizes.
+    Raises InputError for what only the data or the device can tell: folders, image sizes, what does not exist there.
     """
     trials: list[Trial] = []
     models = [(model, _data(study, model, path)) for model in study.models]
@@ -227,8 +292,9 @@ def study_trials(study: Study, path: Path, layout: Layout) -> list[Trial]:
                 devices_per_node=per_node,
                 device=layout.device,
                 per_device_batch=batch // (world_size if study.scaling == "strong" else 1),
-                precision=study.precision,
-                execution=TRAINERS[trainer].execution,
+                precision=precision,
+                execution=execution,
+                options=options,
                 optimizer=study.optimizer,
                 measurement=study.measurement,
                 threads_per_device=layout.threads_per_device,
@@ -238,10 +304,16 @@ def study_trials(study: Study, path: Path, layout: Layout) -> list[Trial]:
             )
             for model, data in models
             for batch in model.batch or study.batch or ()
+            for precision in study.precision
             for trainer in study.trainers
+            for execution in study.execution.get(trainer, (TRAINERS[trainer].execution,))
+            for options in option_points(trainer, study.options.get(trainer, {}))
             for world_size in study.world_sizes
             for per_node in layout.devices_per_node
         ]
+        for trial in block if repeat == 0 else ():
+            if refused := refusal(trial):
+                raise InputError(f"{path}: {refused[0]}: {refused[1]}")
         random.Random(f"{study.seed} {repeat}").shuffle(block)
         trials += block
     return trials
@@ -294,8 +366,8 @@ def _fixed_shape(source: str, folder: Path | None) -> Mapping[str, int]:
     return {"channels": 1, "classes": 10} if source in ("mnist", "digits") else {}
 
 
-def _line(mistake: ErrorDetails) -> str:
-    """Say one of pydantic's findings in our words."""
+def _line(mistake: ErrorDetails, root: type[Frozen] = Study) -> str:
+    """Say one of pydantic's findings about a `root` in our words."""
     where = ".".join(map(str, mistake["loc"]))
     if mistake["type"] == "extra_forbidden":
         parents: dict[str, type[Frozen]] = {
@@ -306,7 +378,7 @@ def _line(mistake: ErrorDetails) -> str:
             "slurm": SlurmOptions,
             "ray": RayOptions,
         }
-        model = next((parents[name] for name in map(str, reversed(mistake["loc"][:-1])) if name in parents), Study)
+        model = next((parents[name] for name in map(str, reversed(mistake["loc"][:-1])) if name in parents), root)
         fields = [field.alias or name for name, field in model.model_fields.items()]
         try:
             known("field", str(mistake["loc"][-1]), fields)

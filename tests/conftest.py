@@ -9,6 +9,7 @@ import pytest
 from scalestudy.cluster.host import Host
 from scalestudy.cluster.rank import Rank
 from scalestudy.trainers.record import Environment, LossPoint, Memory, RankReport, Record, Window
+from scalestudy.trainers.trainer import TRAINERS
 from scalestudy.trainers.trial import Data, Measurement, Optimizer, Trial
 
 HOST = Host(name="here", system="Linux", cpu_model="a CPU", cpu_count=2, memory_bytes=2**34)
@@ -39,13 +40,14 @@ def make_trial() -> Callable[..., Trial]:
             "devices_per_node": 8,
             "device": "cpu",
             "per_device_batch": 8,
-            "execution": "eager",
             "optimizer": Optimizer(),
             "measurement": Measurement(window_s=0.02, windows=2, warm_up_max_s=0.1, deadline_s=120),
             "threads_per_device": 1,
             "seed": 1,
             "repeat": 0,
         }
+        entry = TRAINERS[changes.get("trainer", fields["trainer"])]
+        fields |= {"execution": entry.execution, "options": entry.options()}
         return Trial(**(fields | changes))
 
     return make

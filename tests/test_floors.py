@@ -13,7 +13,11 @@ FLOORS = {
     "launch": {"launch", "analysis", "trainers", "cluster"},
 }
 FRAMEWORKS = {"torch", "tensorflow", "keras", "horovod"}
-WITH_A_FRAMEWORK = {"torch_ddp", "torch_data", "torch_models", "tf_distribute", "tf_data", "keras_models"}
+WITH_A_FRAMEWORK = {
+    *("torch_trainer", "torch_ddp", "torch_data", "torch_models"),
+    *("tf_trainer", "tf_distribute", "tf_data", "keras_models"),
+    *("horovod_rendezvous", "horovod_torch", "horovod_tf"),
+}
 MODULES = sorted(path for floor in FLOORS for path in (ROOT / floor).glob("*.py"))
 
 

@@ -40,11 +40,11 @@ class Memory(Frozen):
 
 
 class Software(Frozen):
-    """Versions, thread settings and the environment variables that govern a rank."""
+    """Versions, the framework's settings and the environment variables that govern a rank."""
 
     python: str
     versions: dict[str, str]
-    threads: dict[str, int]
+    settings: dict[str, str | int]
     cpus: tuple[int, ...]
     variables: dict[str, str]
 

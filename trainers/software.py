@@ -1,4 +1,4 @@
-"""Which software, threads and environment variables govern a rank."""
+"""Which software, settings and environment variables govern a rank."""
 
 import platform
 from collections.abc import Mapping
@@ -13,17 +13,29 @@ _GOVERNING = (
     "CUDA_",
     "GLOO_",
     "GRPC_",
+    "HOROVOD_",
     "KMP_",
     "MKL_",
     "NCCL_",
     "OMP_",
     "OPENBLAS_",
     "TF_",
-    "TORCH_",
+    "TORCH",
     "XLA_",
 )
-# Terraform's variables share TensorFlow's prefix, and may hold secrets.
-_FOREIGN = ("TF_CLI_", "TF_TOKEN_", "TF_VAR_")
+# Terraform's variables share TensorFlow's prefix, and may hold secrets. Others are a rank's own, or a trial's.
+_FOREIGN = (
+    "TF_CLI_",
+    "TF_TOKEN_",
+    "TF_VAR_",
+    "HOROVOD_CROSS_",
+    "HOROVOD_GLOO_RENDEZVOUS_",
+    "HOROVOD_HOSTNAME",
+    "HOROVOD_LOCAL_",
+    "HOROVOD_RANK",
+    "HOROVOD_SIZE",
+    "TORCHINDUCTOR_CACHE_DIR",
+)
 
 
 def capture(trainer: Trainer, environ: Mapping[str, str]) -> Software:
@@ -31,7 +43,7 @@ def capture(trainer: Trainer, environ: Mapping[str, str]) -> Software:
     return Software(
         python=platform.python_version(),
         versions={"scalestudy": version("scalestudy"), "numpy": version("numpy"), **trainer.versions()},
-        threads=trainer.threads(),
+        settings=trainer.settings(),
         cpus=tuple(usable_cpus()),
         variables={
             name: value

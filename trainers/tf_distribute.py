@@ -1,91 +1,51 @@
 """tf.distribute with a custom training loop over Keras 3 models: MultiWorkerMirroredStrategy and MirroredStrategy."""
 
-import os
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
-# Read by Keras once, when it is imported.
-os.environ["KERAS_BACKEND"] = "tensorflow"
-
-import keras
 import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from scalestudy.cluster.host import peak_resident_bytes
 from scalestudy.cluster.rank import Rank
 from scalestudy.trainers import keras_models, tf_data
-from scalestudy.trainers.data import load_arrays
-from scalestudy.trainers.models import initial_parameters, model_spec
-from scalestudy.trainers.record import Memory
-from scalestudy.trainers.trial import ADAM_BETAS, ADAM_EPSILON, Optimizer, Trial
+from scalestudy.trainers.options import MirroredOptions, MultiWorkerOptions
+from scalestudy.trainers.tf_trainer import TfTrainer, take_gpus
+from scalestudy.trainers.trial import Trial
 
 
-class _TfDistribute:
+class _TfDistribute(TfTrainer):
     """What the two strategies share; `ranks` are those whose devices this process drives."""
 
-    def __init__(self, trial: Trial, strategy: Any, ranks: range) -> None:
-        self._trial = trial
-        self._strategy = strategy
-        self._ranks = ranks
+    _strategy: Any
+    _ranks: range
 
     def build(self) -> None:
-        spec = model_spec(self._trial.model, self._trial.data)
+        # As Keras 3 does it.
+        self._summed_over = self._trial.world_size
         with self._strategy.scope():
-            self._network = keras_models.build(spec)
-            keras_models.load(self._network, initial_parameters(spec, self._trial.seed))
-            self._optimizer = make_optimizer(self._trial.optimizer)
-            self._optimizer.build(self._network.trainable_variables)
-        self._arrays = load_arrays(self._trial.data)
+            self._build_network()
         # The step closes over its input: as an argument it would be taken apart and checked anew at every call.
         if self._trial.data.source == "synthetic":
             batch = self._resident_batch()
-            self._train = tf.function(lambda: self._strategy.run(self._replica_step, args=batch))
+            self._train = self._program(lambda: self._strategy.run(self._replica_step, args=batch))
         else:
             batches = iter(
                 self._strategy.distribute_datasets_from_function(
                     lambda _: tf_data.dataset(self._trial, self._ranks, self._arrays)
                 )
             )
-            self._train = tf.function(lambda: self._strategy.run(self._replica_step, args=next(batches)))
+            self._train = self._program(lambda: self._strategy.run(self._replica_step, args=next(batches)))
         self._largest = tf.function(
             lambda value: self._strategy.run(
                 lambda: tf.reduce_max(tf.distribute.get_replica_context().all_gather(value[None], axis=0))
             )
         )
 
-    def step(self) -> None:
-        self._loss = self._train()
-
-    def synchronize(self) -> None:
-        if self._trial.device == "gpu":
-            tf.test.experimental.sync_devices()
-
     def loss(self) -> float:
         losses = self._strategy.experimental_local_results(self._loss)
         return float(np.mean([loss.numpy() for loss in losses]))
-
-    def test_accuracy(self) -> float | None:
-        if self._arrays is None:
-            return None
-        images, labels = tf_data.to_nhwc(self._arrays.test_images), self._arrays.test_labels
-        logits = np.concatenate(
-            [self._network(images[i : i + 256], training=False).numpy() for i in range(0, len(images), 256)]
-        )
-        return float(np.mean(logits.argmax(axis=1) == labels))
-
-    def memory(self) -> Memory:
-        if self._trial.device != "gpu":
-            return Memory(peak_resident_bytes=peak_resident_bytes())
-        peaks = [
-            tf.config.experimental.get_memory_info(device.name.removeprefix("/device:"))["peak"]
-            for device in tf.config.list_logical_devices("GPU")
-        ]
-        return Memory(peak_resident_bytes=peak_resident_bytes(), peak_allocated_bytes=max(peaks))
-
-    def parameters(self) -> Mapping[str, NDArray[np.float32]]:
-        return self.replicas()[0]
 
     def replicas(self) -> tuple[Mapping[str, NDArray[np.float32]], ...]:
         by_name = {
@@ -100,19 +60,6 @@ class _TfDistribute:
     def max_over_ranks(self, value: float) -> float:
         largest = self._largest(tf.constant(value, tf.float64))
         return float(self._strategy.experimental_local_results(largest)[0].numpy())
-
-    def versions(self) -> dict[str, str]:
-        build = tf.sysconfig.get_build_info()
-        found = {"tensorflow": tf.__version__, "keras": keras.__version__}
-        if self._trial.device == "gpu":
-            found |= {name: str(build[f"{name}_version"]) for name in ("cuda", "cudnn")}
-        return found
-
-    def threads(self) -> dict[str, int]:
-        return {
-            "intra_op": tf.config.threading.get_intra_op_parallelism_threads(),
-            "inter_op": tf.config.threading.get_inter_op_parallelism_threads(),
-        }
 
     def close(self) -> None:
         # Nobody may leave while another rank still waits in a collective; the strategy has no close of its own.
@@ -131,13 +78,10 @@ class _TfDistribute:
         return images, labels
 
     def _replica_step(self, images: Any, labels: Any) -> Any:
-        with tf.GradientTape() as tape:
-            logits = self._network(images, training=True)
-            loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits))
-            # Keras 3 sums the replicas' gradients; the step wants their mean.
-            share = loss / self._trial.world_size
-        variables = self._network.trainable_variables
-        self._optimizer.apply_gradients(zip(tape.gradient(share, variables), variables, strict=True))
+        loss, gradients = self._gradients(images, labels)
+        if self._trial.precision == "fp16":
+            gradients[0] += _nan_unless_finite_everywhere(gradients)
+        self._optimizer.apply_gradients(zip(gradients, self._network.trainable_variables, strict=True))
         return loss
 
 
@@ -145,49 +89,49 @@ class TfMultiWorker(_TfDistribute):
     """The trainer `tf-multiworker`: one process a device, a gRPC ring (CPU) or NCCL (GPU)."""
 
     def __init__(self, trial: Trial, rank: Rank) -> None:
-        _configure(trial, devices=1)
-        communication = tf.distribute.experimental.CommunicationImplementation
+        super().__init__(trial, devices=1)
+        assert isinstance(trial.options, MultiWorkerOptions)
         if trial.device == "gpu":
-            gpus = tf.config.list_physical_devices("GPU")
-            tf.config.set_visible_devices(gpus[rank.local_rank], "GPU")
-            tf.config.experimental.set_memory_growth(gpus[rank.local_rank], True)
-        strategy = tf.distribute.MultiWorkerMirroredStrategy(
+            take_gpus(tf.config.list_physical_devices("GPU")[rank.local_rank : rank.local_rank + 1])
+        self._strategy = tf.distribute.MultiWorkerMirroredStrategy(
             communication_options=tf.distribute.experimental.CommunicationOptions(
-                implementation=communication.NCCL if trial.device == "gpu" else communication.RING
+                bytes_per_pack=trial.options.bytes_per_pack,
+                implementation=tf.distribute.experimental.CommunicationImplementation[
+                    trial.options.implementation.upper()
+                ],
             )
         )
-        super().__init__(trial, strategy, range(rank.rank, rank.rank + 1))
+        self._ranks = range(rank.rank, rank.rank + 1)
 
 
 class TfMirrored(_TfDistribute):
     """The trainer `tf-mirrored`: one process drives every device of its node; on CPU a device is a logical one."""
 
     def __init__(self, trial: Trial, rank: Rank) -> None:
-        _configure(trial, devices=trial.world_size)
+        super().__init__(trial, devices=trial.world_size)
+        assert isinstance(trial.options, MirroredOptions)
         if trial.device == "gpu":
-            gpus = tf.config.list_physical_devices("GPU")[: trial.world_size]
-            tf.config.set_visible_devices(gpus, "GPU")
-            for gpu in gpus:
-                tf.config.experimental.set_memory_growth(gpu, True)
+            take_gpus(tf.config.list_physical_devices("GPU")[: trial.world_size])
         else:
             cpu = tf.config.list_physical_devices("CPU")[0]
             tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * trial.world_size)
         devices = [device.name for device in tf.config.list_logical_devices(trial.device.upper())]
-        super().__init__(trial, tf.distribute.MirroredStrategy(devices), range(trial.world_size))
+        operations = {
+            "auto": lambda: None,
+            "nccl": tf.distribute.NcclAllReduce,
+            "hierarchical_copy": tf.distribute.HierarchicalCopyAllReduce,
+            "reduction_to_one_device": tf.distribute.ReductionToOneDevice,
+        }[trial.options.cross_device_ops]
+        self._strategy = tf.distribute.MirroredStrategy(devices, cross_device_ops=operations())
+        self._ranks = range(trial.world_size)
 
 
-def make_optimizer(chosen: Optimizer) -> keras.Optimizer:
-    """Return Keras' SGD with momentum or Adam with torch's constants."""
-    if chosen.name == "sgd":
-        return keras.optimizers.SGD(chosen.learning_rate, momentum=chosen.momentum)
-    return keras.optimizers.Adam(chosen.learning_rate, beta_1=ADAM_BETAS[0], beta_2=ADAM_BETAS[1], epsilon=ADAM_EPSILON)
+def _nan_unless_finite_everywhere(gradients: list[Any]) -> Any:
+    """Return 0, or NaN on every replica where any has a gradient that is not finite.
 
-
-def _configure(trial: Trial, devices: int) -> None:
-    """Set what TensorFlow reads before its first device is used."""
-    keras.utils.set_random_seed(trial.seed)
-    tf.config.threading.set_intra_op_parallelism_threads(trial.threads_per_device * devices)
-    # Two at least: a thread that waits in a collective must not stop the one that feeds it.
-    tf.config.threading.set_inter_op_parallelism_threads(max(2, trial.threads_per_device * devices))
-    # fp32 means fp32: no TF32 in convolutions or matrix products.
-    tf.config.experimental.enable_tensor_float_32_execution(False)
+    Keras' LossScaleOptimizer looks at each replica's own gradients, before they are exchanged: replicas that disagree
+    would wait for each other without end, or drift apart.
+    """
+    finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(gradient)) for gradient in gradients])
+    bad = tf.distribute.get_replica_context().all_reduce("SUM", tf.where(finite, 0.0, 1.0))
+    return tf.where(bad > 0, np.nan, 0.0)

@@ -24,6 +24,15 @@ from scalestudy.trainers.models import (
 )
 
 
+class Network(nn.Sequential):
+    """The layers one after the other; torch.compile passes over a Sequential that DDP calls, for it is torch's own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self:
+            x = layer(x)
+        return x
+
+
 class _ResidualBlock(nn.Module):
     def __init__(self, body: nn.Module, shortcut: nn.Module) -> None:
         super().__init__()
@@ -34,9 +43,9 @@ class _ResidualBlock(nn.Module):
         return torch.relu(self.body(x) + self.shortcut(x))
 
 
-def build(spec: ModelSpec) -> nn.Sequential:
+def build(spec: ModelSpec) -> Network:
     """Return the network: images n × channels × size × size to logits n × classes."""
-    return _sequence(spec.layers, spec.input_shape)
+    return Network(_modules(spec.layers, spec.input_shape))
 
 
 def load(network: nn.Module, values: Parameters) -> None:
@@ -56,13 +65,13 @@ def named_parameters(network: nn.Module) -> dict[str, nn.Parameter]:
     }
 
 
-def _sequence(layers: tuple[Layer, ...], shape: Shape) -> nn.Sequential:
+def _modules(layers: tuple[Layer, ...], shape: Shape) -> OrderedDict[str, nn.Module]:
     modules: OrderedDict[str, nn.Module] = OrderedDict()
     for index, layer in enumerate(layers):
         # torch allows no '.' in a module's name, the spec's names have them.
         modules[getattr(layer, "name", str(index)).replace(".", "/")] = _module(layer, shape)
         shape = output_shape(layer, shape)
-    return nn.Sequential(modules)
+    return modules
 
 
 def _module(layer: Layer, shape: Shape) -> nn.Module:
@@ -82,4 +91,5 @@ def _module(layer: Layer, shape: Shape) -> nn.Module:
         case Dense():
             return nn.Linear(shape[0], layer.out)
         case Residual():
-            return _ResidualBlock(_sequence(layer.body, shape), _sequence(layer.shortcut, shape))
+            body, shortcut = (nn.Sequential(_modules(part, shape)) for part in (layer.body, layer.shortcut))
+            return _ResidualBlock(body, shortcut)

@@ -1,7 +1,7 @@
 """What one way to train in parallel must offer, and which ones there are."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Protocol
 
@@ -9,8 +9,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scalestudy.cluster.rank import Rank
+from scalestudy.trainers.options import (
+    DdpOptions,
+    HorovodOptions,
+    MirroredOptions,
+    MultiWorkerOptions,
+    Options,
+    changed,
+)
 from scalestudy.trainers.record import Memory
-from scalestudy.trainers.trial import Trial
+from scalestudy.trainers.trial import Execution, Trial
 
 
 class Trainer(Protocol):
@@ -18,6 +26,10 @@ class Trainer(Protocol):
 
     def __init__(self, trial: Trial, rank: Rank) -> None:
         """Import is done; join the process group and take the device."""
+
+    @staticmethod
+    def visible_gpus() -> int:
+        """Return how many GPUs the framework sees."""
 
     def build(self) -> None:
         """Make model, optimizer and input, the parameters as `models.initial_parameters` has them."""
@@ -49,8 +61,8 @@ class Trainer(Protocol):
     def versions(self) -> dict[str, str]:
         """Return the versions of the framework and what it computes and communicates with."""
 
-    def threads(self) -> dict[str, int]:
-        """Return the framework's thread settings as they are in force."""
+    def settings(self) -> dict[str, str | int]:
+        """Return what else governs the framework, as it is in force: threads, memory format, …"""
 
     def close(self) -> None:
         """Leave the process group."""
@@ -58,12 +70,18 @@ class Trainer(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainerEntry:
-    """Where a trainer lives and what the controller must know of it without importing a framework."""
+    """Where a trainer lives and what the controller must know of it without importing a framework.
+
+    `distributions` are what must be installed for it, `execution` is how its users run it unless they ask otherwise,
+    and `refused` says why another way does not exist.
+    """
 
     module: str
     class_name: str
-    distribution: str
-    execution: str
+    distributions: tuple[str, ...]
+    execution: Execution
+    options: type[Options]
+    refused: Mapping[Execution, str] = field(default_factory=dict)
     process_per_device: bool = True
 
     def load(self) -> type[Trainer]:
@@ -76,20 +94,64 @@ TRAINERS = {
     "torch-ddp": TrainerEntry(
         module="scalestudy.trainers.torch_ddp",
         class_name="TorchDdp",
-        distribution="torch",
+        distributions=("torch",),
         execution="eager",
+        options=DdpOptions,
     ),
     "tf-multiworker": TrainerEntry(
         module="scalestudy.trainers.tf_distribute",
         class_name="TfMultiWorker",
-        distribution="tensorflow",
+        distributions=("tensorflow",),
         execution="graph",
+        options=MultiWorkerOptions,
     ),
     "tf-mirrored": TrainerEntry(
         module="scalestudy.trainers.tf_distribute",
         class_name="TfMirrored",
-        distribution="tensorflow",
+        distributions=("tensorflow",),
         execution="graph",
+        options=MirroredOptions,
         process_per_device=False,
     ),
+    "horovod-torch": TrainerEntry(
+        module="scalestudy.trainers.horovod_torch",
+        class_name="HorovodTorch",
+        distributions=("torch", "horovod"),
+        execution="eager",
+        options=HorovodOptions,
+        refused={"graph": "Horovod's exchange is started by a thread of the host, which no CUDA graph can capture"},
+    ),
+    "horovod-tf": TrainerEntry(
+        module="scalestudy.trainers.horovod_tf",
+        class_name="HorovodTf",
+        distributions=("tensorflow", "horovod"),
+        execution="graph",
+        options=HorovodOptions,
+    ),
 }
+
+
+def refusal(trial: Trial) -> tuple[str, str] | None:
+    """Return which field of a trial asks for what does not exist, and why it does not, or None."""
+    entry, options = TRAINERS[trial.trainer], trial.options
+    if trial.execution in entry.refused:
+        return "execution", f"{trial.execution!r}: {trial.trainer}: {entry.refused[trial.execution]}"
+    if trial.device == "cpu":
+        if trial.execution == "graph" and entry.distributions[0] == "torch":
+            return "execution", "'graph': torch has CUDA graphs alone, and the device is a cpu; use 'compiled'"
+        if trial.precision == "tf32":
+            return "precision", "'tf32': a format of NVIDIA GPUs, and the device is a cpu; use 'fp32' or 'bf16'"
+        if isinstance(options, DdpOptions) and options.communication_hook == "bf16":
+            return f"options.{trial.trainer}.communication_hook", "'bf16': torch has it for NCCL alone; use 'fp16'"
+        if isinstance(options, HorovodOptions) and options.hierarchical_allreduce:
+            return f"options.{trial.trainer}.hierarchical_allreduce", "true: Horovod has it for NCCL alone, on GPUs"
+        chosen = {MultiWorkerOptions: "implementation", MirroredOptions: "cross_device_ops"}.get(type(options), "")
+        if getattr(options, chosen, None) == "nccl":
+            return f"options.{trial.trainer}.{chosen}", "'nccl': NCCL connects GPUs, and the device is a cpu"
+    return None
+
+
+def series_name(trial: Trial) -> str:
+    """Return the trainer, and what is not as its users have it unasked: `torch-ddp compiled bucket_cap_mb=1`."""
+    execution = [trial.execution] if trial.execution != TRAINERS[trial.trainer].execution else []
+    return " ".join([trial.trainer, *execution, *(f"{name}={value}" for name, value in changed(trial.options).items())])

@@ -10,9 +10,15 @@ from typing import Literal
 from pydantic import Field
 
 from scalestudy.cluster.frozen import Frozen
+from scalestudy.trainers.options import Options
 
 Scaling = Literal["weak", "strong"]
 Device = Literal["cpu", "gpu"]
+# tf32: fp32 whose matrix products and convolutions round their inputs to 10 bits of mantissa. bf16, fp16: mixed, with
+# parameters in fp32; fp16 scales its loss.
+Precision = Literal["fp32", "tf32", "bf16", "fp16"]
+# torch: eagerly, as a CUDA graph, by torch.compile. TensorFlow: eagerly, as tf.function, as tf.function with XLA.
+Execution = Literal["eager", "graph", "compiled"]
 Source = Literal["synthetic", "synthetic-host", "digits", "images", "mnist"]
 
 # Adam's constants (Kingma & Ba 2015), the same in every framework; Keras' own epsilon would be 1e-7.
@@ -70,8 +76,9 @@ class Trial(Frozen):
     devices_per_node: int = Field(ge=1)
     device: Device
     per_device_batch: int = Field(ge=1)
-    precision: Literal["fp32"] = "fp32"
-    execution: str
+    precision: Precision = "fp32"
+    execution: Execution
+    options: Options
     optimizer: Optimizer
     measurement: Measurement
     threads_per_device: int = Field(ge=1)

@@ -9,6 +9,8 @@ from scalestudy.cluster.host import Topology
 from scalestudy.launch.errors import InputError
 from scalestudy.launch.launcher import check_capacity
 from scalestudy.launch.study import load_study, resolve, study_trials
+from scalestudy.trainers.options import MultiWorkerOptions
+from scalestudy.trainers.trainer import TRAINERS, series_name
 from scalestudy.trainers.trial import Trial
 
 TWO_CPUS = Topology(nodes=1, cpus_per_node=2)
@@ -94,6 +96,42 @@ def test_the_same_trial_has_the_same_id_in_another_study(write: Write) -> None:
     assert {t.id for t in trials(write()) if t.trainer == "torch-ddp"} < {t.id for t in more}
 
 
+def test_executions_are_the_users_own_unless_given_for_all_or_by_trainer(write: Write) -> None:
+    def found(**changes: Any) -> set[tuple[str, str]]:
+        return {(trial.trainer, trial.execution) for trial in trials(write(**changes))}
+
+    assert found() == {("torch-ddp", "eager"), ("tf-multiworker", "graph")}
+    assert found(execution="compiled") == {("torch-ddp", "compiled"), ("tf-multiworker", "compiled")}
+    assert found(execution={"torch-ddp": ["eager", "compiled"]}) == {
+        ("torch-ddp", "eager"),
+        ("torch-ddp", "compiled"),
+        ("tf-multiworker", "graph"),
+    }
+
+
+def test_options_and_precisions_are_swept_in_every_combination(write: Write) -> None:
+    swept = {"bucket_cap_mb": [1, 25], "communication_hook": ["none", "fp16"], "static_graph": True}
+    found = trials(write(world_sizes=[2], repeats=1, precision=["fp32", "bf16"], options={"torch-ddp": swept}))
+    assert len({trial.id for trial in found}) == len(found) == 2 * 4 + 2
+    names = {series_name(trial) for trial in found}
+    assert names == {
+        "tf-multiworker",
+        "torch-ddp static_graph=True",
+        "torch-ddp bucket_cap_mb=1.0 static_graph=True",
+        "torch-ddp static_graph=True communication_hook=fp16",
+        "torch-ddp bucket_cap_mb=1.0 static_graph=True communication_hook=fp16",
+    }
+    # The defaults are on record too.
+    assert {trial.options for trial in found if trial.trainer == "tf-multiworker"} == {MultiWorkerOptions()}
+
+
+def test_a_trial_reads_back_with_its_own_kind_of_options(write: Write) -> None:
+    every = list(TRAINERS)
+    for trial in trials(write(trainers=every, options={"horovod-tf": {"autotune": True}})):
+        assert Trial.model_validate_json(trial.model_dump_json(by_alias=True)) == trial
+        assert type(trial.options) is TRAINERS[trial.trainer].options
+
+
 def test_anything_measured_differently_has_another_id(write: Write) -> None:
     ids = {trial.id for trial in trials(write())}
     assert not ids & {trial.id for trial in trials(write(measurement={"window_s": 0.1}))}
@@ -121,7 +159,27 @@ def test_anything_measured_differently_has_another_id(write: Write) -> None:
         ({"name": "x; rm -rf ~"}, "name: 'x; rm -rf ~': string should match pattern"),
         ({"batch": None}, "models.0 (cnn): no batch; give it here or for the whole study"),
         ({"scaling": "strong", "batch": 7}, "batch 7 does not divide by world size 2"),
-        ({"precision": "fp8"}, "precision: 'fp8': input should be 'fp32'"),
+        ({"precision": ["fp32", "fp8"]}, "precision.1: 'fp8': input should be 'fp32', 'tf32', 'bf16' or 'fp16'"),
+        (
+            {"execution": {"torch-ddp": "fast"}},
+            "execution.torch-ddp.0: 'fast': input should be 'eager', 'graph' or 'compiled'",
+        ),
+        ({"execution": {"torch-dpp": "eager"}}, "execution.torch-dpp.[key]: no trainer 'torch-dpp'; did you mean"),
+        ({"execution": {"horovod-tf": "eager"}}, "execution.horovod-tf: the study has no such trainer; add it"),
+        ({"options": {"horovod-tf": {"autotune": True}}}, "options.horovod-tf: the study has no such trainer"),
+        (
+            {"options": {"torch-ddp": {"bucket_cap": 1}}},
+            "options: torch-ddp.bucket_cap: no field 'bucket_cap'; did you mean 'bucket_cap_mb'?",
+        ),
+        (
+            {"options": {"torch-ddp": {"bucket_cap_mb": [1, -1]}}},
+            "options: torch-ddp.bucket_cap_mb: -1: input should be greater than 0",
+        ),
+        ({"options": {"torch-ddp": {"bucket_cap_mb": [1, 1]}}}, "options: 1 stands there twice"),
+        (
+            {"environments": {"torch-ddp": {"image": "x.sif"}}},
+            "environments.torch-ddp.container.runtime: is missing",
+        ),
         ({"slurm": {"partiton": "gpu"}}, "slurm.partiton: no field 'partiton'; did you mean 'partition'?"),
         (
             {"slurm": {"container": {"image": "x", "runtime": "pyxis", "mount": "/d"}}},
@@ -169,6 +227,27 @@ def test_a_mistake_in_the_file_is_one_line_that_names_it(write: Write, changes: 
         ),
         ({"models": [{"name": "cnn", "image_size": 8}]}, "models.cnn.image_size: 8: the image is too small"),
         ({"models": [{"name": "cnn", "data": "digits", "channels": 3}]}, "models.cnn.channels: 3, but digits has 1"),
+        (
+            {"trainers": "torch-ddp", "execution": "graph"},
+            "execution: 'graph': torch has CUDA graphs alone, and the device is a cpu; use 'compiled'",
+        ),
+        (
+            {"trainers": "horovod-torch", "execution": "graph"},
+            "execution: 'graph': horovod-torch: Horovod's exchange is started by a thread of the host",
+        ),
+        ({"precision": ["fp32", "tf32"]}, "precision: 'tf32': a format of NVIDIA GPUs, and the device is a cpu; use"),
+        (
+            {"options": {"torch-ddp": {"communication_hook": "bf16"}}},
+            "options.torch-ddp.communication_hook: 'bf16': torch has it for NCCL alone; use 'fp16'",
+        ),
+        (
+            {"options": {"tf-multiworker": {"implementation": "nccl"}}},
+            "options.tf-multiworker.implementation: 'nccl': NCCL connects GPUs, and the device is a cpu",
+        ),
+        (
+            {"trainers": "horovod-tf", "options": {"horovod-tf": {"hierarchical_allreduce": [False, True]}}},
+            "options.horovod-tf.hierarchical_allreduce: true: Horovod has it for NCCL alone, on GPUs",
+        ),
     ],
 )
 def test_what_the_machine_or_the_data_refuse_is_one_line_too(
@@ -203,5 +282,12 @@ def test_every_mistake_is_told_at_once(write: Write) -> None:
 
 
 @pytest.mark.parametrize("path", sorted((Path(__file__).parents[2] / "studies").glob("*.yaml")), ids=lambda p: p.name)
-def test_the_ready_studies_are_valid(path: Path) -> None:
+@pytest.mark.parametrize(
+    "topology",
+    [Topology(nodes=1, cpus_per_node=16), Topology(nodes=2, cpus_per_node=64, gpus_per_node=8)],
+    ids=["cpu", "gpu"],
+)
+def test_the_ready_studies_are_valid(path: Path, topology: Topology) -> None:
     assert load_study(path).name == path.stem
+    if path.stem != "gpu" or topology.gpus_per_node:
+        assert trials(path, topology)

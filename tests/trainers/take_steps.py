@@ -1,4 +1,7 @@
-"""One rank of an equality test: take a number of steps, leave parameters and each step's loss as rank-N.npz."""
+"""One rank of an equality test: take a number of steps, leave parameters and each step's loss as rank-N.npz.
+
+With the name of a Keras dtype policy behind it, TensorFlow computes in that. What torch.compile has made is counted.
+"""
 
 import os
 import sys
@@ -14,13 +17,19 @@ folder, steps = Path(sys.argv[1]), int(sys.argv[2])
 trial = Trial.model_validate_json((folder / "trial.json").read_bytes())
 rank = Rank.from_environ(os.environ)
 trainer = TRAINERS[trial.trainer].load()(trial, rank)
+if len(sys.argv) > 3:
+    import keras
+
+    keras.config.set_dtype_policy(sys.argv[3])
 trainer.build()
 losses = []
 for _ in range(steps):
     trainer.step()
     losses.append(trainer.loss())
 trainer.synchronize()
+compiled = len(list(Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR", "/nowhere")).rglob("*.so")))
 for replica, parameters in enumerate(trainer.replicas()):
-    np.savez(folder / f"rank-{rank.rank + replica}.npz", losses=losses, **dict(parameters))
+    told = {"losses": losses, "compiled": compiled, **dict(parameters)}
+    np.savez(folder / f"rank-{rank.rank + replica}.npz", **told)
 trainer.close()
 os._exit(0)

@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 import torch
 
-from scalestudy.trainers import keras_models, tf_distribute, torch_ddp, torch_models
+from scalestudy.trainers import keras_models, tf_trainer, torch_models, torch_trainer
 from scalestudy.trainers.models import MODELS, ModelSpec, Parameters, initial_parameters, model_spec
 from scalestudy.trainers.tf_data import to_nhwc
 from scalestudy.trainers.trial import Data, Optimizer
@@ -53,7 +53,7 @@ class TorchSide:
         return logits.detach().numpy(), loss.item(), {name: value.grad.numpy() for name, value in named.items()}
 
     def train(self, images: np.ndarray, labels: np.ndarray, chosen: Optimizer, loss_scale: float = 1.0) -> Parameters:
-        optimizer = torch_ddp.make_optimizer(chosen, self.network)
+        optimizer = torch_trainer.make_optimizer(chosen, self.network)
         for _ in range(STEPS):
             self.pass_once(images, labels, loss_scale)
             optimizer.step()
@@ -75,7 +75,7 @@ class KerasSide:
         return logits.numpy(), float(loss), {name: keras_models.to_spec_layout(g.numpy()) for name, g in named}
 
     def train(self, images: np.ndarray, labels: np.ndarray, chosen: Optimizer, loss_scale: float = 1.0) -> Parameters:
-        optimizer = tf_distribute.make_optimizer(chosen)
+        optimizer = tf_trainer.make_optimizer(chosen)
         for _ in range(STEPS):
             self.pass_once(images, labels, loss_scale)
             optimizer.apply_gradients(zip(self.gradients, self.variables.values(), strict=True))

@@ -10,7 +10,7 @@ class Described:
     def versions(self) -> dict[str, str]:
         return {"torch": "2.13.0"}
 
-    def threads(self) -> dict[str, int]:
+    def settings(self) -> dict[str, str | int]:
         return {"intra_op": 1}
 
 
@@ -22,8 +22,10 @@ def test_what_governs_a_rank_is_kept_and_nothing_that_may_be_secret() -> None:
         "TF_VAR_password": "hunter2",
         "AWS_SECRET_ACCESS_KEY": "hunter2",
         "PATH": "/bin",
+        "HOROVOD_CACHE_CAPACITY": "1024",
+        "HOROVOD_GLOO_RENDEZVOUS_PORT": "1234",
     }
     found = capture(cast(Trainer, Described()), environ)
-    assert set(found.variables) == {"OMP_NUM_THREADS", "NCCL_IB_DISABLE", "TF_XLA_FLAGS"}
+    assert set(found.variables) == {"OMP_NUM_THREADS", "NCCL_IB_DISABLE", "TF_XLA_FLAGS", "HOROVOD_CACHE_CAPACITY"}
     assert found.versions["torch"] == "2.13.0"
-    assert found.threads == {"intra_op": 1}
+    assert found.settings == {"intra_op": 1}

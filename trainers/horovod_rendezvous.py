@@ -1,0 +1,81 @@
+"""How Horovod's ranks meet: its variables for each rank, and the store that rank 0 serves over HTTP."""
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Mapping
+
+from horovod.runner.http.http_server import RendezvousHandler, RendezvousHTTPServer
+
+from scalestudy.cluster.rank import Rank
+from scalestudy.trainers.options import HorovodOptions
+from scalestudy.trainers.trial import Trial
+
+
+def meet(rank: Rank, options: HorovodOptions, timeout_s: float) -> None:
+    """Set what `hvd.init` reads, and see to it that the ranks find their store; raises TimeoutError.
+
+    It is what `horovodrun --gloo` does, without its SSH: our launchers have started the ranks already.
+    """
+    os.environ.update(variables(rank, options, os.environ))
+    address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    if rank.rank == 0:
+        server = RendezvousHTTPServer(address, RendezvousHandler, False)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+    else:
+        _wait_for(address, timeout_s)
+    os.environ["HOROVOD_GLOO_TIMEOUT_SECONDS"] = str(int(timeout_s))
+
+
+def check_build(trial: Trial, *, mpi: bool, nccl: bool) -> None:
+    """Raise ValueError where this build of Horovod cannot do what the trial asks for."""
+    assert isinstance(trial.options, HorovodOptions)
+    if trial.device == "gpu" and not nccl:
+        raise ValueError(
+            "this Horovod is built without NCCL, and gradients would go through the host; "
+            "build it on a host with a GPU: make horovod"
+        )
+    if trial.options.hierarchical_allreduce and not mpi:
+        raise ValueError(
+            f"options.{trial.trainer}.hierarchical_allreduce: true, but this Horovod is built without MPI; use false"
+        )
+
+
+def variables(rank: Rank, options: HorovodOptions, environ: Mapping[str, str]) -> dict[str, str]:
+    """Return Horovod's variables for one rank; a rank's cross rank is its node's among those with its local rank."""
+    per_node = (rank.rank - rank.local_rank) // rank.node_rank if rank.node_rank else rank.local_world_size
+    full_nodes, left_over = divmod(rank.world_size, per_node)
+    return {
+        "HOROVOD_RANK": str(rank.rank),
+        "HOROVOD_SIZE": str(rank.world_size),
+        "HOROVOD_LOCAL_RANK": str(rank.local_rank),
+        "HOROVOD_LOCAL_SIZE": str(rank.local_world_size),
+        "HOROVOD_CROSS_RANK": str(rank.node_rank),
+        "HOROVOD_CROSS_SIZE": str(full_nodes + (rank.local_rank < left_over)),
+        "HOROVOD_HOSTNAME": rank.host,
+        "HOROVOD_CONTROLLER": "gloo",
+        "HOROVOD_CPU_OPERATIONS": "gloo",
+        "HOROVOD_GLOO_RENDEZVOUS_ADDR": environ["MASTER_ADDR"],
+        "HOROVOD_GLOO_RENDEZVOUS_PORT": environ["MASTER_PORT"],
+        "HOROVOD_GLOO_IFACE": environ.get("GLOO_SOCKET_IFNAME", ""),
+        "HOROVOD_FUSION_THRESHOLD": str(round(options.fusion_threshold_mb * 2**20)),
+        "HOROVOD_CYCLE_TIME": str(options.cycle_time_ms),
+        "HOROVOD_HIERARCHICAL_ALLREDUCE": str(int(options.hierarchical_allreduce)),
+        "HOROVOD_AUTOTUNE": str(int(options.autotune)),
+    }
+
+
+def _wait_for(address: tuple[str, int], timeout_s: float) -> None:
+    """Wait until rank 0 listens: Horovod itself gives up after a second and a half."""
+    ends_s = time.monotonic() + timeout_s
+    while True:
+        try:
+            socket.create_connection(address, timeout=1).close()
+            return
+        except OSError:
+            if time.monotonic() > ends_s:
+                raise TimeoutError(
+                    f"rank 0 did not listen at {address[0]}:{address[1]} within {timeout_s:g} s"
+                ) from None
+            time.sleep(0.05)

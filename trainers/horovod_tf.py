@@ -1,0 +1,65 @@
+"""Horovod on TensorFlow: one process a device, gradients averaged by Horovod's own Gloo (CPU) or NCCL (GPU)."""
+
+import importlib.metadata
+from typing import Any
+
+import horovod.tensorflow as hvd
+import tensorflow as tf
+
+from scalestudy.cluster.rank import Rank
+from scalestudy.trainers import tf_data
+from scalestudy.trainers.horovod_rendezvous import check_build, meet
+from scalestudy.trainers.options import HorovodOptions
+from scalestudy.trainers.tf_trainer import TfTrainer, take_gpus
+from scalestudy.trainers.trial import Trial
+
+
+class HorovodTf(TfTrainer):
+    """The trainer `horovod-tf`."""
+
+    def __init__(self, trial: Trial, rank: Rank) -> None:
+        super().__init__(trial, devices=1)
+        assert isinstance(trial.options, HorovodOptions)
+        self._options = trial.options
+        self._rank = rank
+        if trial.device == "gpu":
+            take_gpus(tf.config.list_physical_devices("GPU")[rank.local_rank : rank.local_rank + 1])
+        check_build(trial, mpi=hvd.mpi_built(), nccl=hvd.nccl_built())
+        meet(rank, self._options, trial.measurement.deadline_s)
+        hvd.init()
+
+    def build(self) -> None:
+        self._build_network()
+        for variable in self._network.variables:
+            # Not hvd.broadcast_variables: it asks for .ref(), which a variable of Keras 3 does not have.
+            variable.assign(hvd.broadcast(variable.value, root_rank=0))
+        # One call for all gradients, also eagerly: tensor by tensor Horovod could fuse none. DistributedGradientTape
+        # does so too; it would put the exchange into what XLA compiles.
+        self._exchange = tf.function(self._average)
+        if self._trial.data.source == "synthetic":
+            batch = tf_data.resident_batch(self._trial, self._rank.rank)
+            self._train = self._program(lambda: self._train_on(*batch))
+        else:
+            batches = iter(tf_data.dataset(self._trial, range(self._rank.rank, self._rank.rank + 1), self._arrays))
+            self._train = self._program(lambda: self._train_on(*next(batches)))
+
+    def max_over_ranks(self, value: float) -> float:
+        return float(hvd.allreduce(tf.constant(value, tf.float64), op=hvd.Max, name="largest").numpy())
+
+    def versions(self) -> dict[str, str]:
+        return {**super().versions(), "horovod": importlib.metadata.version("horovod")}
+
+    def close(self) -> None:
+        hvd.shutdown()
+
+    def _train_on(self, images: Any, labels: Any) -> Any:
+        loss, gradients = self._gradients(images, labels)
+        self._optimizer.apply_gradients(zip(self._exchange(gradients), self._network.trainable_variables, strict=True))
+        return loss
+
+    def _average(self, gradients: list[Any]) -> list[Any]:
+        compression = getattr(hvd.Compression, self._options.compression)
+        return [
+            hvd.allreduce(gradient, op=hvd.Average, compression=compression, name=f"gradient.{index}")
+            for index, gradient in enumerate(gradients)
+        ]

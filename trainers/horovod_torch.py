@@ -1,0 +1,58 @@
+"""Horovod on torch: one process a device, gradients averaged by Horovod's own Gloo (CPU) or NCCL (GPU)."""
+
+import importlib.metadata
+from typing import Any
+
+import horovod.torch as hvd
+import torch
+
+from scalestudy.cluster.rank import Rank
+from scalestudy.trainers.horovod_rendezvous import check_build, meet
+from scalestudy.trainers.options import HorovodOptions
+from scalestudy.trainers.torch_trainer import TorchTrainer
+from scalestudy.trainers.trial import Trial
+
+
+class HorovodTorch(TorchTrainer):
+    """The trainer `horovod-torch`."""
+
+    def __init__(self, trial: Trial, rank: Rank) -> None:
+        super().__init__(trial, rank)
+        assert isinstance(trial.options, HorovodOptions)
+        self._options = trial.options
+        check_build(trial, mpi=hvd.mpi_built(), nccl=hvd.nccl_built())
+        meet(rank, self._options, trial.measurement.deadline_s)
+        hvd.init()
+
+    def max_over_ranks(self, value: float) -> float:
+        largest = hvd.allreduce(torch.tensor(value, dtype=torch.float64), op=hvd.Max, name="largest")
+        return float(largest.item())
+
+    def versions(self) -> dict[str, str]:
+        return {**super().versions(), "horovod": importlib.metadata.version("horovod")}
+
+    def close(self) -> None:
+        super().close()
+        hvd.shutdown()
+
+    def _distribute(self) -> torch.nn.Module:
+        hvd.broadcast_parameters(self._network.state_dict(), root_rank=0)
+        self._exchanging: Any = hvd.DistributedOptimizer(
+            self._optimizer,
+            named_parameters=self._network.named_parameters(),
+            compression=getattr(hvd.Compression, self._options.compression),
+            op=hvd.Average,
+        )
+        self._optimizer = self._exchanging
+        return self._network
+
+    def _update(self) -> None:
+        if not self._scaler.is_enabled():
+            self._optimizer.step()
+            return
+        # The scaler must see what all ranks see: first the exchange, then the look for infinities.
+        self._exchanging.synchronize()
+        self._scaler.unscale_(self._optimizer)
+        with self._exchanging.skip_synchronize():
+            self._scaler.step(self._optimizer)
+        self._scaler.update()

@@ -1,0 +1,146 @@
+"""What every TensorFlow trainer does: the model in its precision, and the step, eager, as a graph or by XLA."""
+
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+# Read by Keras once, when it is imported.
+os.environ["KERAS_BACKEND"] = "tensorflow"
+
+import keras
+import numpy as np
+import tensorflow as tf
+from numpy.typing import NDArray
+
+from scalestudy.cluster.host import peak_resident_bytes
+from scalestudy.trainers import keras_models, tf_data
+from scalestudy.trainers.data import load_arrays
+from scalestudy.trainers.models import initial_parameters, model_spec
+from scalestudy.trainers.record import Memory
+from scalestudy.trainers.trial import ADAM_BETAS, ADAM_EPSILON, Optimizer, Trial
+
+_POLICIES = {"fp32": "float32", "tf32": "float32", "bf16": "mixed_bfloat16", "fp16": "mixed_float16"}
+# torch's GradScaler starts there; Keras would at half of it.
+_FIRST_LOSS_SCALE = 2.0**16
+
+
+class TfTrainer:
+    """A process that trains on `devices` devices; a subclass says how gradients are exchanged."""
+
+    # Over how many replicas the exchange adds gradients up, where the step wants their mean.
+    _summed_over = 1
+    # One step on this process' next batch; returns its loss.
+    _train: Callable[[], Any]
+
+    def __init__(self, trial: Trial, devices: int) -> None:
+        self._trial = trial
+        keras.utils.set_random_seed(trial.seed)
+        keras.config.set_dtype_policy(_POLICIES[trial.precision])
+        # All of this is read before the first device is used.
+        tf.config.threading.set_intra_op_parallelism_threads(trial.threads_per_device * devices)
+        # Two at least: a thread that waits in a collective must not stop the one that feeds it.
+        tf.config.threading.set_inter_op_parallelism_threads(max(2, trial.threads_per_device * devices))
+        # fp32 means fp32: TensorFlow would use TF32 unasked.
+        tf.config.experimental.enable_tensor_float_32_execution(trial.precision == "tf32")
+
+    @staticmethod
+    def visible_gpus() -> int:
+        return len(tf.config.list_physical_devices("GPU"))
+
+    def step(self) -> None:
+        self._loss = self._train()
+
+    def synchronize(self) -> None:
+        if self._trial.device == "gpu":
+            tf.test.experimental.sync_devices()
+
+    def loss(self) -> float:
+        return float(self._loss.numpy())
+
+    def test_accuracy(self) -> float | None:
+        if self._arrays is None:
+            return None
+        images, labels = tf_data.to_nhwc(self._arrays.test_images), self._arrays.test_labels
+        logits = np.concatenate(
+            [self._network(images[i : i + 256], training=False).numpy() for i in range(0, len(images), 256)]
+        )
+        return float(np.mean(logits.argmax(axis=1) == labels))
+
+    def memory(self) -> Memory:
+        if self._trial.device != "gpu":
+            return Memory(peak_resident_bytes=peak_resident_bytes())
+        peaks = [
+            tf.config.experimental.get_memory_info(device.name.removeprefix("/device:"))["peak"]
+            for device in tf.config.list_logical_devices("GPU")
+        ]
+        return Memory(peak_resident_bytes=peak_resident_bytes(), peak_allocated_bytes=max(peaks))
+
+    def parameters(self) -> Mapping[str, NDArray[np.float32]]:
+        return self.replicas()[0]
+
+    def replicas(self) -> tuple[Mapping[str, NDArray[np.float32]], ...]:
+        return (
+            {
+                name: keras_models.to_spec_layout(variable.numpy())
+                for name, variable in keras_models.named_variables(self._network).items()
+            },
+        )
+
+    def versions(self) -> dict[str, str]:
+        build = tf.sysconfig.get_build_info()
+        found = {"tensorflow": tf.__version__, "keras": keras.__version__}
+        if self._trial.device == "gpu":
+            found |= {name: str(build[f"{name}_version"]) for name in ("cuda", "cudnn")}
+        return found
+
+    def settings(self) -> dict[str, str | int]:
+        return {
+            "intra_op": tf.config.threading.get_intra_op_parallelism_threads(),
+            "inter_op": tf.config.threading.get_inter_op_parallelism_threads(),
+            "dtype_policy": keras.config.dtype_policy().name,
+            "tf32": int(tf.config.experimental.tensor_float_32_execution_enabled()),
+        }
+
+    def _build_network(self) -> None:
+        """Make the network with its parameters and optimizer, and the two passes through it."""
+        spec = model_spec(self._trial.model, self._trial.data)
+        self._network = keras_models.build(spec)
+        keras_models.load(self._network, initial_parameters(spec, self._trial.seed))
+        self._optimizer = make_optimizer(self._trial.optimizer)
+        if self._trial.precision == "fp16":
+            self._optimizer = keras.optimizers.LossScaleOptimizer(self._optimizer, initial_scale=_FIRST_LOSS_SCALE)
+        self._optimizer.build(self._network.trainable_variables)
+        self._arrays = load_arrays(self._trial.data)
+        self._gradients = self._backpropagate
+        if self._trial.execution == "compiled":
+            # XLA has the two passes, where the work is; the exchange between processes stays outside of it.
+            self._gradients = tf.function(self._backpropagate, jit_compile=True)
+
+    def _program(self, step: Callable[[], Any]) -> Callable[[], Any]:
+        """Return the step as this trial executes it."""
+        return step if self._trial.execution == "eager" else tf.function(step)
+
+    def _backpropagate(self, images: Any, labels: Any) -> tuple[Any, list[Any]]:
+        """Return the loss and every gradient of this replica's shard, of the loss as it is scaled."""
+        with tf.GradientTape() as tape:
+            logits = self._network(images, training=True)
+            if self._trial.precision in ("bf16", "fp16"):
+                # The loss is no place for ten bits of mantissa; torch's autocast does the same.
+                logits = tf.cast(logits, tf.float32)
+            loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits))
+            scaled = self._optimizer.scale_loss(loss / self._summed_over)
+        return loss, tape.gradient(scaled, [variable.value for variable in self._network.trainable_variables])
+
+
+def make_optimizer(chosen: Optimizer) -> keras.Optimizer:
+    """Return Keras' SGD with momentum or Adam with torch's constants."""
+    if chosen.name == "sgd":
+        return keras.optimizers.SGD(chosen.learning_rate, momentum=chosen.momentum)
+    return keras.optimizers.Adam(chosen.learning_rate, beta_1=ADAM_BETAS[0], beta_2=ADAM_BETAS[1], epsilon=ADAM_EPSILON)
+
+
+def take_gpus(gpus: list[Any]) -> None:
+    """Use these GPUs alone, and of their memory what is needed."""
+    tf.config.set_visible_devices(gpus, "GPU")
+    for gpu in gpus:
+        tf.config.experimental.set_memory_growth(gpu, True)
