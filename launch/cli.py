@@ -181,15 +181,23 @@ def report(out: Annotated[Path, typer.Argument(metavar="OUT", help="A study's ou
 
 
 @app.command()
-def doctor() -> None:
+def doctor(
+    study_file: Annotated[
+        Path | None,
+        typer.Argument(metavar="[STUDY.yaml]", help="Look into the environments that it names.", show_default=False),
+    ] = None,
+) -> None:
     """Say what this machine has, what is missing for which trainer or launcher, and how to get it."""
     from rich.console import Console
     from rich.table import Table
 
     from scalestudy.launch.doctor import findings
+    from scalestudy.launch.launchers import own_programs
+    from scalestudy.launch.study import load_study
 
+    programs = own_programs(load_study(study_file), study_file) if study_file else {}
     table = Table("", "what", "found", "to get it", box=None, pad_edge=False)
-    for finding in findings():
+    for finding in findings(programs):
         table.add_row(
             "[green]yes[/]" if finding.ready else "[yellow]no[/]",
             f"{finding.group} {finding.subject}",

@@ -2,17 +2,30 @@
 
 import importlib.metadata
 import os
+import re
+import subprocess
+import sys
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
 
 from scalestudy.cluster.host import this_host, usable_cpus
 from scalestudy.launch import slurm_ask
+from scalestudy.launch.launcher import Program
+from scalestudy.trainers.probe import Probe
 from scalestudy.trainers.trainer import TRAINERS
 
+# By the module that an interpreter does not find.
 _INSTALL = {
     "torch": "pip install 'scalestudy[torch]'",
     "tensorflow": "pip install 'scalestudy[tensorflow]' (or tensorflow-cpu where there is no NVIDIA GPU)",
+    "keras": "pip install 'scalestudy[tensorflow]' (or tensorflow-cpu where there is no NVIDIA GPU)",
+    "horovod": "make horovod, or for another Python: trainers/horovod.sh PYTHON",
+    "scalestudy": "install scalestudy there too: PYTHON -m pip install . in its repository",
 }
+# A framework on a cold network file system takes its time.
+_PROBE_S = 300.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,8 +39,8 @@ class Finding:
     advice: str = ""
 
 
-def findings() -> list[Finding]:
-    """Look at this machine; nothing is imported that takes long."""
+def findings(programs: Mapping[str, Program]) -> list[Finding]:
+    """Look at this machine; each trainer's framework is imported by its own interpreter, or else by this one."""
     host = this_host()
     gpus = (
         f"{len(host.gpus)} × {host.gpus[0]}, driver {host.nvidia_driver}" if host.gpus else "none with an NVIDIA driver"
@@ -48,7 +61,8 @@ def findings() -> list[Finding]:
             advice="" if host.gpus else "trials run on CPU; for GPUs install NVIDIA's driver",
         ),
     ]
-    found += [_trainer(name, TRAINERS[name].distribution) for name in TRAINERS]
+    with ThreadPoolExecutor(len(usable_cpus())) as pool:
+        found += pool.map(lambda name: _trainer(name, programs.get(name, sys.executable), len(host.gpus)), TRAINERS)
     found.append(Finding(group="launcher", subject="local", ready=True, detail="ranks as processes of this host"))
     found += [_slurm(), _ray()]
     return found
@@ -90,18 +104,34 @@ def _slurm() -> Finding:
     )
 
 
-def _trainer(name: str, distribution: str) -> Finding:
-    # The smaller build for hosts without a GPU is a distribution of its own.
-    for candidate in (distribution, f"{distribution}-cpu"):
-        try:
-            version = importlib.metadata.version(candidate)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-        return Finding(group="trainer", subject=name, ready=True, detail=f"{candidate} {version}")
+def _trainer(name: str, program: Program, gpus: int) -> Finding:
+    if not isinstance(program, str):
+        detail = f"{program.runtime} container {program.image}, which is not looked into from outside"
+        return Finding(group="trainer", subject=name, ready=True, detail=detail)
+    try:
+        told = subprocess.run(
+            [program, "-m", "scalestudy.trainers.probe", name], capture_output=True, text=True, timeout=_PROBE_S
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return Finding(group="trainer", subject=name, ready=False, detail=f"{program}: {error}")
+    if told.returncode:
+        said = (told.stderr.strip().splitlines() or [f"ended with exit code {told.returncode}"])[-1]
+        missing = re.search(r"No module named '(\w+)", said)
+        advice = _INSTALL.get(missing[1], "") if missing else ""
+        or_else = "or name another Python for it under `environments` in the study"
+        return Finding(
+            group="trainer",
+            subject=name,
+            ready=False,
+            detail=f"{program}: {said}",
+            advice=f"{advice}, {or_else}" if advice else or_else.removeprefix("or "),
+        )
+    found = Probe.model_validate_json(told.stdout.strip().splitlines()[-1])
+    versions = ", ".join(f"{distribution} {version}" for distribution, version in found.versions.items())
     return Finding(
         group="trainer",
         subject=name,
-        ready=False,
-        detail=f"{distribution} is not installed here",
-        advice=f"{_INSTALL[distribution]}, or name its Python under `environments` in the study",
+        ready=found.gpus == gpus,
+        detail=f"{program}: Python {found.python}, {versions}; sees {found.gpus} of {gpus} GPUs",
+        advice="" if found.gpus == gpus else "install a build of it with CUDA, for this driver",
     )

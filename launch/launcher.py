@@ -6,8 +6,12 @@ from typing import NamedTuple, Protocol
 
 from scalestudy.cluster.host import Topology
 from scalestudy.launch.errors import InputError
+from scalestudy.launch.study import Container
 from scalestudy.trainers.trainer import TRAINERS
 from scalestudy.trainers.trial import Trial
+
+# What runs a trainer's ranks: a Python, or a container that has one.
+Program = str | Container
 
 
 class Exit(NamedTuple):
@@ -82,9 +86,17 @@ def check_capacity(trials: Iterable[Trial], path: Path, launcher: str, topology:
             )
 
 
-def worker_command(interpreter: str, folder: Path) -> list[str]:
-    """Return the worker's command line."""
-    return [interpreter, "-m", "scalestudy.trainers.worker", str(folder)]
+def worker_command(program: Program, trial: Trial, folder: Path) -> list[str]:
+    """Return the worker's command line; what it is to Pyxis stands first, as options of srun."""
+    if isinstance(program, str):
+        return [program, "-m", "scalestudy.trainers.worker", str(folder)]
+    command = worker_command(program.python, trial, folder)
+    mounts = [str(folder), *([trial.data.folder] if trial.data.folder else []), *program.mounts]
+    if program.runtime == "pyxis":
+        pairs = [mount if ":" in mount else f"{mount}:{mount}" for mount in mounts]
+        return [f"--container-image={program.image}", f"--container-mounts={','.join(pairs)}", *command]
+    binds = [word for mount in mounts for word in ("--bind", mount)]
+    return ["apptainer", "exec", *(["--nv"] if trial.device == "gpu" else []), *binds, program.image, *command]
 
 
 def worker_variables(inherited: Mapping[str, str], trial: Trial, process_count: int) -> dict[str, str]:

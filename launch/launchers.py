@@ -6,25 +6,25 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from scalestudy.launch.errors import InputError
-from scalestudy.launch.launcher import Launcher
+from scalestudy.launch.launcher import Launcher, Program
 from scalestudy.launch.local import LocalLauncher
 from scalestudy.launch.slurm import SlurmLauncher
-from scalestudy.launch.study import Study, known
+from scalestudy.launch.study import Container, Study, known
 
-LAUNCHERS: Mapping[str, Callable[[Study, Mapping[str, str]], Launcher]] = {
-    "local": lambda _, interpreters: LocalLauncher(interpreters),
-    "slurm": lambda study, interpreters: SlurmLauncher(interpreters, study.slurm.container, os.environ),
-    "ray": lambda study, interpreters: _ray(study, interpreters),
+LAUNCHERS: Mapping[str, Callable[[Study, Mapping[str, Program]], Launcher]] = {
+    "local": lambda _, programs: LocalLauncher(programs),
+    "slurm": lambda study, programs: SlurmLauncher(programs, study.slurm.container, os.environ),
+    "ray": lambda study, programs: _ray(study, programs),
 }
 
 
-def _ray(study: Study, interpreters: Mapping[str, str]) -> Launcher:
+def _ray(study: Study, programs: Mapping[str, Program]) -> Launcher:
     # Ray's import takes a second, and it is an extra.
     try:
         from scalestudy.launch.ray import RayLauncher
     except ModuleNotFoundError:
         raise InputError("--launcher: ray: is not installed here: pip install 'scalestudy[ray]'") from None
-    return RayLauncher(study, interpreters)
+    return RayLauncher(study, programs)
 
 
 def make_launcher(name: str, study: Study, path: Path) -> Launcher:
@@ -33,16 +33,29 @@ def make_launcher(name: str, study: Study, path: Path) -> Launcher:
         known("launcher", name, LAUNCHERS)
     except ValueError as error:
         raise InputError(f"--launcher: {error}") from None
-    return LAUNCHERS[name](study, interpreters(study, path))
+    programs = own_programs(study, path)
+    for trainer, program in programs.items():
+        if isinstance(program, Container) and program.runtime == "pyxis" and name != "slurm":
+            raise InputError(
+                f"{path}: environments.{trainer}.runtime: 'pyxis': is a plugin of Slurm's; "
+                f"with launcher {name!r} use 'apptainer'"
+            )
+    return LAUNCHERS[name](study, programs)
 
 
-def interpreters(study: Study, path: Path) -> dict[str, str]:
-    """Return each trainer's own interpreter as an absolute path; raises InputError where it is no program."""
-    found: dict[str, str] = {}
-    for trainer, python in study.environments.items():
-        program = shutil.which(Path(python).expanduser())
+def own_programs(study: Study, path: Path) -> dict[str, Program]:
+    """Return each trainer's own interpreter as an absolute path, or its container.
+
+    A path is relative to the study file, a bare name is looked for on PATH; raises InputError where it is no program.
+    """
+    found: dict[str, Program] = {}
+    for trainer, own in study.environments.items():
+        if isinstance(own, Container):
+            found[trainer] = own
+            continue
+        program = shutil.which(path.parent / Path(own).expanduser() if "/" in own else own)
         if program is None:
-            raise InputError(f"{path}: environments.{trainer}: {python!r} is no program that can be run")
+            raise InputError(f"{path}: environments.{trainer}: {own!r} is no program that can be run")
         # Not resolved: a virtual environment's python is a link, and where the link lies tells it so.
         found[trainer] = str(Path(program).absolute())
     return found

@@ -10,20 +10,20 @@ from scalestudy.cluster.host import Topology, local_topology
 from scalestudy.cluster.ports import free_ports
 from scalestudy.cluster.rank import Rank, rank_environ
 from scalestudy.launch.children import kill_group, wait_for
-from scalestudy.launch.launcher import Exit, processes, worker_command, worker_variables
+from scalestudy.launch.launcher import Exit, Program, processes, worker_command, worker_variables
 from scalestudy.trainers.trial import Trial
 
 LOOPBACK = "127.0.0.1"
 
 
 class LocalLauncher:
-    """Ranks on this host; `interpreters` names the Python of a trainer that has its own environment."""
+    """Ranks on this host; `programs` has what runs a trainer that has its own environment."""
 
     name = "local"
     elastic = False
 
-    def __init__(self, interpreters: Mapping[str, str]) -> None:
-        self._interpreters = interpreters
+    def __init__(self, programs: Mapping[str, Program]) -> None:
+        self._programs = programs
         self._topology = local_topology()
 
     def capacity(self) -> Topology:
@@ -38,7 +38,7 @@ class LocalLauncher:
     def run(self, trial: Trial, folder: Path, deadline_s: float, tick: Callable[[], None]) -> Exit:
         ranks = local_ranks(processes(trial))
         addresses = [f"{LOOPBACK}:{port}" for port in free_ports(len(ranks), LOOPBACK)]
-        argv = worker_command(self._interpreters.get(trial.trainer, sys.executable), folder)
+        argv = worker_command(self._programs.get(trial.trainer, sys.executable), trial, folder)
         started: list[subprocess.Popen[bytes]] = []
         # The ranks' stdin, their lifeline.
         ranks_end, our_end = os.pipe()

@@ -19,6 +19,7 @@ from rich.progress import (
 )
 
 from scalestudy.trainers.record import Record
+from scalestudy.trainers.trainer import series_name
 from scalestudy.trainers.trial import Trial
 
 # Before a trial has been measured here: what starting the ranks and building the model took on two cores.
@@ -28,7 +29,11 @@ _START_S = 8.0
 def described(trial: Trial) -> str:
     """Return a trial in a few words."""
     nodes = f" on {trial.nodes} nodes" if trial.nodes > 1 else ""
-    return f"{trial.model} · {trial.trainer} · world size {trial.world_size}{nodes} · repeat {trial.repeat + 1}"
+    precision = f" · {trial.precision}" if trial.precision != "fp32" else ""
+    return (
+        f"{trial.model} · {series_name(trial)}{precision} · world size {trial.world_size}{nodes} "
+        f"· repeat {trial.repeat + 1}"
+    )
 
 
 class Estimate:
@@ -136,7 +141,7 @@ def duration(seconds: float) -> str:
 
 
 def _like(trial: Trial) -> tuple[str, str, int]:
-    return trial.trainer, trial.model, trial.world_size
+    return series_name(trial), trial.model, trial.world_size
 
 
 def _ended(record: Record) -> str:

@@ -23,7 +23,7 @@ from scalestudy.cluster.ports import hold_port
 from scalestudy.cluster.rank import Rank, rank_environ
 from scalestudy.launch.children import kill_group
 from scalestudy.launch.errors import InputError
-from scalestudy.launch.launcher import Exit, NoCapacityError, processes, worker_command, worker_variables
+from scalestudy.launch.launcher import Exit, NoCapacityError, Program, processes, worker_command, worker_variables
 from scalestudy.launch.study import Study
 from scalestudy.trainers.trial import Trial
 
@@ -73,9 +73,9 @@ class RankActor:
         )
 
     def run(
-        self, trial: Trial, rank: Rank, addresses: list[str], gpus: tuple[str, ...], interpreter: str | None
+        self, trial: Trial, rank: Rank, addresses: list[str], gpus: tuple[str, ...], program: Program | None
     ) -> Left:
-        """Run the rank to its end; raises OSError where its interpreter cannot be started."""
+        """Run the rank to its end; raises OSError where its program cannot be started."""
         (self._folder / "trial.json").write_text(trial.model_dump_json(by_alias=True))
         log_name = f"rank-{rank.rank}.log"
         own = addresses[rank.rank].rsplit(":", 1)[0]
@@ -94,7 +94,7 @@ class RankActor:
         try:
             with (self._folder / log_name).open("wb") as log:
                 self._process = subprocess.Popen(
-                    worker_command(interpreter or sys.executable, self._folder),
+                    worker_command(program or sys.executable, trial, self._folder),
                     env={name: value for name, value in environment.items() if value or name != "GLOO_SOCKET_IFNAME"},
                     stdin=ranks_end,
                     stdout=log,
@@ -131,10 +131,10 @@ class RayLauncher:
     name = "ray"
     elastic = True
 
-    def __init__(self, study: Study, interpreters: Mapping[str, str]) -> None:
+    def __init__(self, study: Study, programs: Mapping[str, Program]) -> None:
         self._study = study
         self._least = max(study.devices_per_node or (1,))
-        self._interpreters = interpreters
+        self._programs = programs
         here = Path.cwd()
         try:
             ray.init(address=os.environ.get("RAY_ADDRESS", "auto"), log_to_driver=False, logging_level=logging.ERROR)
@@ -177,7 +177,7 @@ class RayLauncher:
             addresses = [f"{place.address}:{place.port}" for place in places]
             running = {
                 actor.run.remote(
-                    trial, rank, addresses, gpus_of(places, rank), self._interpreters.get(trial.trainer)
+                    trial, rank, addresses, gpus_of(places, rank), self._programs.get(trial.trainer)
                 ): rank.rank
                 for actor, rank in zip(actors, ranks_of(places, _per_node(trial)), strict=True)
             }

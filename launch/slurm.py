@@ -16,7 +16,7 @@ from scalestudy.cluster.slurm_step import ADDRESSES, tasks_per_node
 from scalestudy.launch import slurm_ask
 from scalestudy.launch.children import kill_group, wait_for
 from scalestudy.launch.errors import InputError
-from scalestudy.launch.launcher import Exit, processes, worker_command, worker_variables
+from scalestudy.launch.launcher import Exit, Program, processes, worker_command, worker_variables
 from scalestudy.launch.slurm_ask import SlurmError
 from scalestudy.launch.study import Container
 from scalestudy.trainers.trial import Trial
@@ -36,7 +36,7 @@ class SlurmLauncher:
     elastic = False
 
     def __init__(
-        self, interpreters: Mapping[str, str], container: Container | None, environ: Mapping[str, str]
+        self, programs: Mapping[str, Program], container: Container | None, environ: Mapping[str, str]
     ) -> None:
         for variable in ("SLURM_JOB_ID", "SLURM_JOB_CPUS_PER_NODE"):
             if variable not in environ:
@@ -44,8 +44,8 @@ class SlurmLauncher:
                     f"--launcher: slurm: no allocation here ({variable} is not set); "
                     "start it by `sbatch slurm/scale.sh STUDY.yaml` or `scalestudy submit STUDY.yaml`"
                 )
-        self._interpreters = interpreters
-        self._container = container
+        self._programs = programs
+        self._usual_program = container or sys.executable
         self._environ = environ
         self._job_id = environ["SLURM_JOB_ID"]
         self._job = slurm_ask.job(self._job_id)
@@ -82,7 +82,8 @@ class SlurmLauncher:
         except SlurmError as error:
             return self._not_started(names, error)
         folder = folder.resolve()
-        argv = [*step_options(self._job_id, names, count, trial, folder), *self._worker(trial, folder)]
+        program = self._programs.get(trial.trainer, self._usual_program)
+        argv = [*step_options(self._job_id, names, count, trial, folder), *worker_command(program, trial, folder)]
         ranks_end, our_end = os.pipe()
         with (folder / LOG_NAME).open("wb") as log:
             step = subprocess.Popen(
@@ -173,11 +174,6 @@ class SlurmLauncher:
         argv = ["srun", *options, *placed, "--mpi=none", "--label", *command]
         return slurm_ask.ask(argv, environ=slurm_ask.without_options(self._environ))
 
-    def _worker(self, trial: Trial, folder: Path) -> list[str]:
-        if self._container is None:
-            return worker_command(self._interpreters.get(trial.trainer, sys.executable), folder)
-        return in_container(self._container, trial, worker_command(self._container.python, folder), folder)
-
     def _end(self, step: subprocess.Popen[bytes], name: str) -> None:
         """End a step whose srun still runs, and make sure that it is gone."""
         if step.poll() is not None:
@@ -219,16 +215,6 @@ def step_options(job_id: str, names: Sequence[str], count: int, trial: Trial, fo
         f"--time={math.ceil(trial.measurement.deadline_s / 60) + 2}",
         f"--output={slurm_ask.log_pattern(folder, 'rank-%t.log')}",
     ]
-
-
-def in_container(container: Container, trial: Trial, command: Sequence[str], folder: Path) -> list[str]:
-    """Return what follows srun's options so that `command` runs in a container that sees the trial's folders."""
-    mounts = [str(folder), *([trial.data.folder] if trial.data.folder else []), *container.mounts]
-    if container.runtime == "pyxis":
-        pairs = [mount if ":" in mount else f"{mount}:{mount}" for mount in mounts]
-        return [f"--container-image={container.image}", f"--container-mounts={','.join(pairs)}", *command]
-    binds = [word for mount in mounts for word in ("--bind", mount)]
-    return ["apptainer", "exec", *(["--nv"] if trial.device == "gpu" else []), *binds, container.image, *command]
 
 
 def step_environment(

@@ -15,7 +15,7 @@ from scalestudy.launch.errors import InputError
 from scalestudy.launch.folder import StudyFolder
 from scalestudy.launch.jobs import Row, Submitted, note, submitted
 from scalestudy.launch.launcher import check_capacity, nodes_needed
-from scalestudy.launch.launchers import interpreters
+from scalestudy.launch.launchers import own_programs
 from scalestudy.launch.runner import pending
 from scalestudy.launch.slurm_ask import SlurmError
 from scalestudy.launch.study import Layout, SlurmOptions, Study, load_study, resolve, study_trials
@@ -84,7 +84,10 @@ def settled(study: Study, path: Path, layout: Layout) -> str:
         "device": layout.device,
         "devices_per_node": list(layout.devices_per_node),
         "threads_per_device": layout.threads_per_device,
-        "environments": interpreters(study, path),
+        "environments": {
+            trainer: own if isinstance(own, str) else own.model_dump(mode="json")
+            for trainer, own in own_programs(study, path).items()
+        },
         "models": [
             model.model_dump(exclude_none=True, mode="json") | {"data": _absolute(model.data or study.data, path)}
             for model in study.models

@@ -12,14 +12,12 @@ from scalestudy.launch.launcher import check_capacity, nodes_needed, unfit
 from scalestudy.launch.slurm import (
     SlurmLauncher,
     failed_tasks,
-    in_container,
     rank_addresses,
     step_environment,
     step_options,
 )
 from scalestudy.launch.slurm_ask import Node, gpu_count, log_pattern, parsed_node, without_options
-from scalestudy.launch.study import Container
-from scalestudy.trainers.trial import Data, Trial
+from scalestudy.trainers.trial import Trial
 
 MakeTrial = Callable[..., Trial]
 
@@ -64,21 +62,6 @@ def test_a_step_asks_for_its_own_nodes_tasks_and_devices(
     assert shlex.join(step_options("12", ["a", "b"][: trial.nodes], count, trial, Path("/out/50%"))) == (
         f"srun --jobid=12 --job-name={trial.id} {expected} --mem=0 --mpi=none --kill-on-bad-exit=1 "
         "--time=4 --output=/out/50%%/rank-%t.log"
-    )
-
-
-def test_a_container_wraps_the_worker_and_sees_the_trials_folders(make_trial: MakeTrial) -> None:
-    data = Data(source="images", folder="/data", channels=3, image_size=32, classes=2)
-    command, folder = ["python3", "-m", "worker"], Path("/out/trials/t")
-    pyxis = Container(image="/i.sqsh", runtime="pyxis", mounts=("/cache:/c",))
-    assert in_container(pyxis, make_trial(data=data), command, folder) == [
-        "--container-image=/i.sqsh",
-        "--container-mounts=/out/trials/t:/out/trials/t,/data:/data,/cache:/c",
-        *command,
-    ]
-    apptainer = Container(image="i.sif", runtime="apptainer")
-    assert shlex.join(in_container(apptainer, make_trial(device="gpu"), command, folder)) == (
-        "apptainer exec --nv --bind /out/trials/t i.sif python3 -m worker"
     )
 
 
