@@ -5,27 +5,58 @@ from typing import Any
 
 import pandas as pd
 
-from scalestudy.analysis.metrics import SERIES
+from scalestudy.analysis.metrics import WORK
 
 # Below this share of the reference's throughput per device, added devices are said to be poorly used.
 EFFICIENCY_FLOOR = 0.8
 
 
-def headline(points: pd.DataFrame, comparisons: pd.DataFrame) -> list[tuple[str, list[str]]]:
-    """Return each workload with its sentences: how the trainers compare at each world size, then how each scales."""
+def headline(points: pd.DataFrame, comparisons: pd.DataFrame, compilation: pd.DataFrame) -> list[tuple[str, list[str]]]:
+    """Return each workload with its sentences: how its series compare at each world size, how each scales, and when a
+    compiled one has paid for itself.
+    """
     return [
-        (f"{workload}, {scaling} scaling", [*_faster(comparisons, key), *_scales(rows)])
-        for key, rows in points.groupby(_WORK, sort=True)
-        for workload, scaling in [(key[0], key[1])]
+        (
+            f"{key[0]}, {key[1]} scaling",
+            [*_faster(_of(comparisons, key)), *_scales(rows), *_pays(_of(compilation, key))],
+        )
+        for key, rows in points.groupby(WORK, sort=True)
     ]
 
 
-_WORK = [column for column in SERIES if column not in ("trainer", "execution")]
+def _of(rows: pd.DataFrame, key: Any) -> pd.DataFrame:
+    return rows[(rows[WORK] == list(key)).all(axis=1)]
 
 
-def _faster(comparisons: pd.DataFrame, key: Any) -> Iterator[str]:
-    here = comparisons[(comparisons[_WORK] == list(key)).all(axis=1)]
-    for row in here.sort_values(["world_size", "ratio"]).itertuples():
+def _faster(here: pd.DataFrame) -> Iterator[str]:
+    for size, rows in here.sort_values(["world_size", "ratio"]).groupby("world_size", sort=True):
+        yield from _pair(rows) if len(rows) == 1 else [_ranking(size, rows)]
+
+
+def _ranking(size: int, rows: pd.DataFrame) -> str:
+    """Return one sentence on the fastest of several series against every other."""
+    fastest = rows.faster.iloc[0]
+    shown = [
+        f"{row.ratio:.2f}× as fast as {row.slower} ({row.ratio_low:.2f}–{row.ratio_high:.2f}×)"
+        for row in rows.itertuples()
+        if row.shown
+    ]
+    once = [f"{row.slower} ({row.ratio:.2f}×)" for row in rows.itertuples() if row.repeats < 2]
+    alike = [
+        f"{row.slower} ({row.ratio:.2f}×, {row.ratio_low:.2f}–{row.ratio_high:.2f}×)"
+        for row in rows.itertuples()
+        if not row.shown and row.repeats >= 2
+    ]
+    said = [f"{fastest} is {', '.join(shown)}"] if shown else []
+    if alike:
+        said.append(f"no difference is shown between {fastest} and {', '.join(alike)}")
+    if once:
+        said.append(f"{fastest} ran faster than {', '.join(once)}, but measured once: no difference shown")
+    return f"On {devices(size)}, {'; '.join(said)}." + (" In brackets 95 % intervals." if shown or alike else "")
+
+
+def _pair(rows: pd.DataFrame) -> Iterator[str]:
+    for row in rows.itertuples():
         place = f"On {devices(row.world_size)}"
         if row.repeats < 2:
             yield (
@@ -46,7 +77,7 @@ def _faster(comparisons: pd.DataFrame, key: Any) -> Iterator[str]:
 
 
 def _scales(rows: pd.DataFrame) -> Iterator[str]:
-    for trainer, line in rows.groupby("trainer", sort=True):
+    for trainer, line in rows.groupby("series", sort=True):
         line = line.sort_values("world_size")
         reference = line.reference_world_size.iloc[0]
         beyond = line[line.world_size > reference]
@@ -80,6 +111,32 @@ def _scales(rows: pd.DataFrame) -> Iterator[str]:
                 f"{trainer} is slower on {devices(slower.world_size.iloc[0])} than on {devices(reference)}: "
                 "more devices do not help here."
             )
+
+
+def _pays(here: pd.DataFrame) -> Iterator[str]:
+    """Say when an execution that prepares itself has paid for it, at the smallest world size it was measured on."""
+    for _, rows in here.groupby(["trainer", "options"], sort=True):
+        for row in rows[rows.world_size == rows.world_size.min()].sort_values("execution").itertuples():
+            subject = f"{row.series} on {devices(row.world_size)}"
+            name = row.execution if row.execution in row.series.split() else f"{row.execution} (its usual way)"
+            steps = f"{1e3 * row.step_time_s:.3g} ms a step against {1e3 * row.eager_step_time_s:.3g} ms eagerly"
+            if row.shown and row.extra_s > 0:
+                low, high = row.break_even_low, row.break_even_high
+                interval = f" (95 % interval {_count(low)}–{_count(high)})" if pd.notna(low) else ""
+                yield (
+                    f"{subject}: {name} has paid for its {row.extra_s:.3g} s longer first step after "
+                    f"{_count(row.break_even_steps)} steps{interval}: {steps}."
+                )
+            elif row.shown:
+                yield f"{subject}: {name} pays from the first step on: {steps}."
+            elif row.slower:
+                yield f"{subject}: {name} never pays: {steps}."
+            else:
+                yield f"{subject}: whether {name} ever pays is not shown: {steps}."
+
+
+def _count(steps: float) -> str:
+    return f"{steps:,.0f}" if steps < 1e9 else "never"
 
 
 def _share(row: Any) -> str:

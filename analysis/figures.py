@@ -1,16 +1,18 @@
 """Metrics to figures. No arithmetic on what was measured is done here, only on where it is drawn.
 
-A trainer has one colour and one marker in every figure (Okabe & Ito 2008: told apart by the colour-blind).
+A trainer has one colour and one marker in every figure (Okabe & Ito 2008: told apart by the colour-blind); the ways it
+was run in are told apart by the dashes of its lines and the hatching of its bars.
 """
 
 import textwrap
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib as mpl
 
 mpl.use("agg")
 
+import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
@@ -25,6 +27,7 @@ from matplotlib.ticker import (
 )
 
 from scalestudy.analysis.frames import PHASES
+from scalestudy.analysis.metrics import WORK
 
 COLOURS = {
     "torch-ddp": "#D55E00",
@@ -44,6 +47,12 @@ _PHASE_COLOURS = dict(zip(PHASES, ["#332288", "#88CCEE", "#44AA99", "#DDCC77", "
 _PHASE_NAMES = {"first_step": "first step", "warm_up": "warm-up"}
 _IDEAL: dict[str, Any] = {"color": "#777777", "linestyle": (0, (4, 3)), "linewidth": 1.2, "zorder": 1}
 _COLUMNS = 3
+# Of more series the usual way of each trainer is drawn: more lines in a panel cannot be told apart.
+MOST_SERIES = 8
+_MOST_TRAINER_PANELS = 9
+_DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (6, 1.5, 1, 1.5)), (0, (3, 1, 1, 1, 1, 1)))
+_HATCHES = ("", "////", "....", "xxxx", "\\\\\\\\", "++++")
+_EXECUTION_DASHES = {"eager": (0, (1, 1.5)), "graph": (0, (5, 2)), "compiled": "-"}
 _STYLE: dict[Any, Any] = {
     "axes.grid": True,
     "axes.titlelocation": "left",
@@ -113,12 +122,14 @@ def throughput_per_device(points: pd.DataFrame) -> Figure:
 
 def step_time(spread: pd.DataFrame) -> Figure:
     """Draw the distribution of step times over windows: box of quartiles, whiskers at 5 and 95 %."""
+    spread, looks = _readable(spread), _looks(spread)
 
     def draw(axes: Axes, rows: pd.DataFrame) -> None:
         sizes = sorted(rows.world_size.unique())
-        trainers = _trainers(rows)
-        for offset, trainer in _dodged(trainers):
-            for row in rows[rows.trainer == trainer].itertuples():
+        present = _series(rows)
+        for offset, series in _dodged(present):
+            look = looks[series]
+            for row in rows[rows.series == series].itertuples():
                 box = {
                     "whislo": 1e3 * row.p05_s,
                     "q1": 1e3 * row.p25_s,
@@ -129,14 +140,14 @@ def step_time(spread: pd.DataFrame) -> Figure:
                 axes.bxp(
                     [box],
                     positions=[sizes.index(row.world_size) + offset],
-                    widths=0.6 / len(trainers),
+                    widths=0.6 / len(present),
                     showfliers=False,
                     patch_artist=True,
-                    boxprops={"facecolor": COLOURS[trainer], "edgecolor": "black", "linewidth": 0.8},
+                    boxprops={"facecolor": look.colour, "edgecolor": "black", "linewidth": 0.8, "hatch": look.hatch},
                     medianprops={"color": "black", "linewidth": 1.5},
                 )
-        for trainer in trainers:
-            axes.bar(0, 0, color=COLOURS[trainer], label=trainer)
+        for series in present:
+            axes.bar(0, 0, color=looks[series].colour, hatch=looks[series].hatch, edgecolor="black", label=series)
         axes.set_xticks(range(len(sizes)), [str(size) for size in sizes])
         axes.set_ylim(bottom=0)
         axes.set_xlabel("world size (devices)")
@@ -147,24 +158,34 @@ def step_time(spread: pd.DataFrame) -> Figure:
 
 def memory(points: pd.DataFrame) -> Figure:
     """Draw the peak memory of the fullest process."""
+    points, looks = _readable(points), _looks(points)
 
     def draw(axes: Axes, rows: pd.DataFrame) -> None:
         mebibytes = rows.assign(peak_mib=rows.peak_memory_bytes / 2**20)
-        trainers = _trainers(rows)
+        present = _series(rows)
         sns.barplot(
             mebibytes,
             x="world_size",
             y="peak_mib",
-            hue="trainer",
-            hue_order=trainers,
-            palette=COLOURS,
+            hue="series",
+            hue_order=present,
+            palette={series: looks[series].colour for series in present},
             errorbar=None,
             saturation=1,
             ax=axes,
         )
-        for container in axes.containers:
-            axes.bar_label(container, fmt="{:,.0f}", padding=2, fontsize=8.5)  # type: ignore[arg-type]
-        axes.margins(y=0.12)
+        upright = len(rows) > 6
+        for series, container in zip(present, axes.containers, strict=False):
+            for bar in container:
+                bar.set(hatch=looks[series].hatch, edgecolor="white")
+            axes.bar_label(
+                container,  # type: ignore[arg-type]
+                fmt="{:,.0f}",
+                padding=2,
+                fontsize=8.5,
+                rotation=90 if upright else 0,
+            )
+        axes.margins(y=0.25 if upright else 0.12)
         axes.set_xlabel("world size (devices)")
         axes.set_ylabel("peak memory of a process (MiB)")
 
@@ -175,34 +196,138 @@ def set_up(phases: pd.DataFrame) -> Figure:
     """Draw what passes before training is steady, phase by phase."""
 
     def draw(axes: Axes, rows: pd.DataFrame) -> None:
-        bars = rows[["trainer", "world_size"]].drop_duplicates().sort_values(["trainer", "world_size"], ascending=False)
-        labels = [f"{trainer}, {_devices(size)}" for trainer, size in bars.itertuples(index=False)]
+        bars = rows[["series", "world_size"]].drop_duplicates().sort_values(["series", "world_size"], ascending=False)
+        labels = [f"{series}, {_devices(size)}" for series, size in bars.itertuples(index=False)]
         left = [0.0] * len(labels)
         for phase in PHASES:
-            here = bars.merge(rows[rows.phase == phase], on=["trainer", "world_size"], how="left").seconds.fillna(0)
+            here = bars.merge(rows[rows.phase == phase], on=["series", "world_size"], how="left").seconds.fillna(0)
             axes.barh(labels, here, left=left, color=_PHASE_COLOURS[phase], label=_PHASE_NAMES.get(phase, phase))
             left = [start + length for start, length in zip(left, here, strict=True)]
         axes.set_xlabel("seconds")
         axes.grid(visible=False, axis="y")
 
-    return _panels(phases, "Set-up: where the time goes before training is steady", draw, width=5.6)
+    phases = _readable(phases)
+    bars = phases.groupby(WORK)[["series", "world_size"]].apply(lambda rows: len(rows.drop_duplicates())).max()
+    title = "Set-up: where the time goes before training is steady"
+    return _panels(phases, title, draw, width=5.6, height=max(3.6, 1.2 + 0.24 * bars))
+
+
+def ways(compared: pd.DataFrame) -> Figure:
+    """Draw how fast every way to run a trainer is against its usual one, at the largest world size of each workload."""
+    largest = compared[compared.world_size == compared.groupby(WORK).world_size.transform("max")]
+    looks = _looks(largest)
+
+    def draw(axes: Axes, rows: pd.DataFrame) -> None:
+        present = _series(rows)[::-1]
+        by_series = rows.set_index("series")
+        for place, series in enumerate(present):
+            row, look = by_series.loc[series], looks[series]
+            axes.errorbar(
+                row.ratio,
+                place,
+                xerr=[
+                    [np.nan_to_num(max(row.ratio - row.ratio_low, 0))],
+                    [np.nan_to_num(max(row.ratio_high - row.ratio, 0))],
+                ],
+                color=look.colour,
+                marker=look.marker,
+                markersize=7,
+                markerfacecolor=look.face,
+                capsize=3,
+                linewidth=1.8,
+            )
+            written = "usual" if series == row.usual else f"{row.ratio:.2f}×"
+            axes.annotate(
+                written, (row.ratio, place), xytext=(0, 6), textcoords="offset points", ha="center", fontsize=8.5
+            )
+        axes.axvline(1, **_IDEAL)
+        # Against an earlier line's name, a long one would leave no room for the points.
+        names = ["\n".join(textwrap.wrap(series, 30)) for series in present]
+        axes.set_yticks(range(len(present)), names, fontsize=8.5)
+        axes.set_ylim(-0.6, len(present) - 0.2)
+        axes.set_xlabel(f"throughput over the usual way's, on {_devices(rows.world_size.iloc[0])}")
+        axes.margins(x=0.12)
+
+    rows = int(largest.groupby(WORK).series.nunique().max())
+    title = "Ways to run a trainer: what changing it brings (right of the line: faster; bars: 95 % bootstrap interval)"
+    return _panels(largest, title, draw, width=5.6, height=max(2.4, 1.1 + 0.42 * rows))
+
+
+def compilation(points: pd.DataFrame, compared: pd.DataFrame) -> Figure:
+    """Draw the mean step time so far, the first step included, at the smallest world size, a panel a trainer.
+
+    A mode that prepares itself starts high and has paid for itself where it crosses eager's line.
+    """
+    by = [*WORK, "trainer", "options", "world_size"]
+    smallest = compared[compared.world_size == compared.groupby([*WORK, "trainer"]).world_size.transform("min")]
+    panels = smallest[by].drop_duplicates().head(_MOST_TRAINER_PANELS)
+    rows = points.merge(panels, on=by)
+    crossings = smallest.merge(panels, on=by)
+    most = crossings[crossings.shown].break_even_steps.max()
+    steps = np.geomspace(1, 10 ** np.ceil(np.log10(max(1e4, 10 * np.nan_to_num(most)))), 200)
+
+    def draw(axes: Axes, group: pd.DataFrame) -> None:
+        colour = COLOURS[group.trainer.iloc[0]]
+        ends = []
+        for row in group.sort_values("execution").itertuples():
+            mean_ms = 1e3 * (row.first_step_s + (steps - 1) * row.step_time_s) / steps
+            axes.plot(
+                steps,
+                mean_ms,
+                color=colour,
+                linestyle=_EXECUTION_DASHES[row.execution],
+                linewidth=1.8,
+                label=row.execution,
+            )
+            ends.append((mean_ms[-1], f"{row.execution} {1e3 * row.step_time_s:.3g} ms"))
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        here = crossings.merge(group[[*by, "execution"]], on=[*by, "execution"])
+        for row in here[here.shown & (here.break_even_steps > 1)].itertuples():
+            at = 1e3 * (row.first_step_s + (row.break_even_steps - 1) * row.step_time_s) / row.break_even_steps
+            axes.plot(row.break_even_steps, at, marker="o", color="black", markersize=5, zorder=5)
+            axes.annotate(
+                f"{row.execution} has paid after\n{row.break_even_steps:,.0f} steps",
+                (row.break_even_steps, at),
+                xytext=(6, 8),
+                textcoords="offset points",
+                fontsize=8.5,
+            )
+        at = 0.0
+        for end, text in sorted(ends):
+            at = max(end, at * 1.35)
+            axes.annotate(
+                text,
+                (steps[-1], at),
+                xytext=(4, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=8.5,
+                color=colour,
+            )
+        axes.set_xlabel(f"steps taken, on {_devices(group.world_size.iloc[0])}")
+        axes.set_ylabel("mean step time so far (ms)")
+
+    title = "Compilation: when a slower first step has paid for itself (the first step is in the mean)"
+    return _panels(rows, title, draw, width=5.0, by=("trainer", "options"))
 
 
 def loss_curves(losses: pd.DataFrame) -> Figure:
     """Draw the loss on real data against the images seen, a line a repeat."""
+    losses, looks = _readable(losses), _looks(losses)
 
     def draw(axes: Axes, rows: pd.DataFrame) -> None:
-        trainers = _trainers(rows)
+        present = _series(rows)
         sizes = sorted(rows.world_size.unique())
         sns.lineplot(
             rows,
             x="images",
             y="loss",
-            hue="trainer",
-            hue_order=trainers,
+            hue="series",
+            hue_order=present,
             style="world_size",
             style_order=sizes,
-            palette=COLOURS,
+            palette={series: looks[series].colour for series in present},
             units="trial",
             estimator=None,
             linewidth=1.1,
@@ -213,7 +338,7 @@ def loss_curves(losses: pd.DataFrame) -> Figure:
         axes.set_xlabel("images seen by all ranks")
         axes.set_ylabel("training loss (cross-entropy, nats)")
         handles, labels = axes.get_legend_handles_labels()
-        named = {"trainer": "", "world_size": ""} | {str(size): _devices(size) for size in sizes}
+        named = {"series": "", "world_size": ""} | {str(size): _devices(size) for size in sizes}
         kept = [(h, named.get(text, text)) for h, text in zip(handles, labels, strict=True) if named.get(text, text)]
         axes.legend([h for h, _ in kept], [text for _, text in kept])
 
@@ -229,13 +354,14 @@ def _scaling(
     written: Callable[[float], str],
     decorate: Callable[[Axes, pd.DataFrame], Any],
 ) -> Figure:
-    """Draw one value over world size, a line a trainer, with intervals and the last value written out."""
+    """Draw one value over world size, a line a series, with intervals and the last value written out."""
+    points, looks = _readable(points), _looks(points)
 
     def draw(axes: Axes, rows: pd.DataFrame) -> None:
         axes.set_xscale("log", base=2)
         ends = []
-        for offset, trainer in _dodged(_trainers(rows)):
-            line = rows[rows.trainer == trainer].sort_values("world_size")
+        for offset, series in _dodged(_series(rows)):
+            line, look = rows[rows.series == series].sort_values("world_size"), looks[series]
             where = line.world_size * 2 ** (0.06 * offset)
             axes.errorbar(
                 where,
@@ -244,14 +370,16 @@ def _scaling(
                     (line[value] - line[f"{value}_low"]).clip(lower=0).fillna(0),
                     (line[f"{value}_high"] - line[value]).clip(lower=0).fillna(0),
                 ],
-                color=COLOURS[trainer],
-                marker=MARKERS[trainer],
+                color=look.colour,
+                marker=look.marker,
+                markerfacecolor=look.face,
+                linestyle=look.dashes,
                 markersize=6,
                 capsize=3,
                 linewidth=1.8,
-                label=trainer,
+                label=series,
             )
-            ends.append((float(line[value].iloc[-1]), float(where.iloc[-1]), trainer))
+            ends.append((float(line[value].iloc[-1]), float(where.iloc[-1]), look.colour))
         decorate(axes, rows)
         _world_size_axis(axes, rows)
         axes.set_ylabel(label(rows))
@@ -265,7 +393,7 @@ def _write_ends(axes: Axes, ends: list[tuple[float, float, str]], written: Calla
     bottom, top = axes.get_ylim()
     apart = 0.075 * (top - bottom)
     at = -float("inf")
-    for value, x, trainer in sorted(ends):
+    for value, x, colour in sorted(ends):
         at = max(value, at + apart)
         axes.annotate(
             written(value),
@@ -273,7 +401,7 @@ def _write_ends(axes: Axes, ends: list[tuple[float, float, str]], written: Calla
             xytext=(10, 0),
             textcoords="offset points",
             va="center",
-            color=COLOURS[trainer],
+            color=colour,
             fontweight="bold",
             # Another trainer's line may run on behind it.
             bbox={"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.8},
@@ -294,31 +422,41 @@ def _world_size_axis(axes: Axes, rows: pd.DataFrame) -> None:
     axes.set_xlabel("world size (devices)")
 
 
-def _panels(rows: pd.DataFrame, title: str, draw: Callable[[Axes, pd.DataFrame], None], width: float = 4.6) -> Figure:
-    """Draw one panel a workload, all under one legend."""
-    workloads = list(rows.groupby(["workload", "scaling", "device", "launcher"], sort=True))
-    columns = min(_COLUMNS, len(workloads))
-    lines = -(-len(workloads) // columns)
+def _panels(
+    rows: pd.DataFrame,
+    title: str,
+    draw: Callable[[Axes, pd.DataFrame], None],
+    *,
+    width: float = 4.6,
+    height: float = 3.6,
+    by: tuple[str, ...] = (),
+) -> Figure:
+    """Draw one panel a workload, or one for each of its values in the columns `by`, all under one legend."""
+    panels = list(rows.groupby([*WORK, *by], sort=True))
+    columns = min(_COLUMNS, len(panels))
+    lines = -(-len(panels) // columns)
     with sns.axes_style("whitegrid", rc=_STYLE), mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(max(width * columns, 7), 3.6 * lines + 0.9), layout="constrained")
+        figure = Figure(figsize=(max(width * columns, 7), height * lines + 0.9), layout="constrained")
         grid = figure.subplots(lines, columns, squeeze=False)
         legend: dict[str, Any] = {}
-        for axes, (key, group) in zip(grid.flat, workloads, strict=False):
+        for axes, (key, group) in zip(grid.flat, panels, strict=False):
             draw(axes, group)
             sns.despine(ax=axes)
-            axes.set_title("\n".join(textwrap.wrap(f"{key[0]}, {key[1]} scaling", 52)))
+            words = [f"{key[0]}, {key[1]} scaling", *map(str, key[len(WORK) :])]
+            axes.set_title("\n".join(textwrap.wrap(": ".join(words[::-1]), 52)))
             legend |= _taken_legend(axes)
-        for axes in grid.flat[len(workloads) :]:
+        for axes in grid.flat[len(panels) :]:
             axes.remove()
         # What fits: eight bold letters an inch, five entries of the legend in seven.
         if len(title) > 8 * figure.get_figwidth():
             title = title.replace(" (", "\n(", 1)
         figure.suptitle(title, x=0.01, ha="left", fontsize=12.5, fontweight="bold")
+        widest = max((len(text) for text in legend), default=1)
         figure.legend(
             legend.values(),
             legend.keys(),
             loc="outside lower left",
-            ncols=min(len(legend), int(figure.get_figwidth() / 1.4)),
+            ncols=max(1, min(len(legend), int(figure.get_figwidth() / (0.5 + 0.085 * widest)))),
             frameon=False,
             fontsize=9.5,
         )
@@ -336,15 +474,47 @@ def _taken_legend(axes: Axes) -> dict[str, Any]:
     return entries
 
 
-def _trainers(rows: pd.DataFrame) -> list[str]:
-    present = set(rows.trainer)
-    return [trainer for trainer in COLOURS if trainer in present]
+class _Look(NamedTuple):
+    """How a series is drawn; the usual way of a trainer is solid, filled and not hatched."""
+
+    colour: str
+    marker: str
+    dashes: Any
+    face: str
+    hatch: str
 
 
-def _dodged(trainers: list[str]) -> Iterator[tuple[float, str]]:
-    """Yield each trainer with its place beside the others, in parts of a category's width."""
-    for index, trainer in enumerate(trainers):
-        yield (index - (len(trainers) - 1) / 2) * 0.66 / max(len(trainers), 1), trainer
+def _looks(rows: pd.DataFrame) -> dict[str, _Look]:
+    """Return how every series of a figure is drawn, the same in each of its panels."""
+    looks = {}
+    for trainer in COLOURS:
+        for index, series in enumerate(sorted(rows[rows.trainer == trainer].series.unique())):
+            looks[series] = _Look(
+                colour=COLOURS[trainer],
+                marker=MARKERS[trainer],
+                dashes=_DASHES[index % len(_DASHES)],
+                face="white" if index else COLOURS[trainer],
+                hatch=_HATCHES[index % len(_HATCHES)],
+            )
+    return looks
+
+
+def _readable(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows to draw: of too many series the first of every trainer, which is its usual way."""
+    if rows.series.nunique() <= MOST_SERIES:
+        return rows
+    return rows[rows.series.isin(rows.groupby("trainer").series.min())]
+
+
+def _series(rows: pd.DataFrame) -> list[str]:
+    """Return the series there are, trainer by trainer."""
+    return [series for trainer in COLOURS for series in sorted(rows[rows.trainer == trainer].series.unique())]
+
+
+def _dodged(series: list[str]) -> Iterator[tuple[float, str]]:
+    """Yield each series with its place beside the others, in parts of a category's width."""
+    for index, name in enumerate(series):
+        yield (index - (len(series) - 1) / 2) * 0.66 / max(len(series), 1), name
 
 
 def _devices(count: int) -> str:

@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from scalestudy.trainers.files import RECORD_NAME, read_record, record_paths
+from scalestudy.trainers.options import changed
 from scalestudy.trainers.record import RankReport, Record
+from scalestudy.trainers.trainer import series_name
 from scalestudy.trainers.trial import Trial
 
 SETUP_PHASES = ("import", "rendezvous", "build", "first_step")
@@ -135,6 +137,8 @@ def trial_row(trial: Trial) -> dict[str, Any]:
         "global_batch": trial.global_batch,
         "precision": trial.precision,
         "execution": trial.execution,
+        "options": " ".join(f"{name}={value}" for name, value in changed(trial.options).items()),
+        "series": series_name(trial),
         "data": data.name,
         "device": trial.device,
         "threads_per_device": trial.threads_per_device,
@@ -190,6 +194,8 @@ _TRIAL_COLUMNS = [
     "global_batch",
     "precision",
     "execution",
+    "options",
+    "series",
     "data",
     "device",
     "threads_per_device",

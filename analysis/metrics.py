@@ -8,11 +8,15 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.stats import bootstrap
 
-# A series is a line in a plot: one trainer doing one work at several world sizes.
-SERIES = ["workload", "scaling", "device", "launcher", "trainer", "execution"]
+# What must be the same before two series are set against each other.
+WORK = ["workload", "scaling", "device", "launcher"]
+# A series is a line in a plot: one trainer, run in one way, doing one work at several world sizes.
+SERIES = [*WORK, "trainer", "execution", "options", "series"]
 POINT = [*SERIES, "world_size"]
 CONFIDENCE = 0.95
 _RESAMPLES = 1999
+# More steps than any training takes.
+_NEVER_STEPS = 1e15
 
 # What others read from results.csv and results.parquet (DESIGN, the command line).
 RESULT_COLUMNS = [
@@ -42,6 +46,7 @@ RESULT_COLUMNS = [
     "energy_j",
     "setup_s",
     "first_step_s",
+    "options",
 ]
 
 
@@ -76,7 +81,7 @@ def with_efficiency(trials: pd.DataFrame) -> pd.DataFrame:
 def results(trials: pd.DataFrame) -> pd.DataFrame:
     """Return the table others rely on, a row a trial, empty where nothing was measured."""
     return trials.reindex(columns=RESULT_COLUMNS).sort_values(
-        ["model", "data", "trainer", "world_size", "repeat"], ignore_index=True
+        ["model", "data", "trainer", "execution", "options", "world_size", "repeat"], ignore_index=True
     )
 
 
@@ -136,7 +141,7 @@ def points(trials: pd.DataFrame) -> pd.DataFrame:
 
 
 def comparisons(table: pd.DataFrame, trials: pd.DataFrame) -> pd.DataFrame:
-    """Return a row for the fastest trainer against each other one, at each workload and world size.
+    """Return a row for the fastest series against each other one, at each workload and world size.
 
     ratio is of median throughputs, with its bootstrap interval. `shown` is false where the two throughputs' own
     intervals overlap, and where either was measured once.
@@ -147,25 +152,103 @@ def comparisons(table: pd.DataFrame, trials: pd.DataFrame) -> pd.DataFrame:
     rows: list[dict[str, Any]] = []
     faster: list[NDArray[np.float64]] = []
     slower: list[NDArray[np.float64]] = []
-    work = [column for column in SERIES if column not in ("trainer", "execution")]
-    for key, group in table.groupby([*work, "world_size"], sort=True):
+    for key, group in table.groupby([*WORK, "world_size"], sort=True):
         best, *others = group.sort_values("throughput_images_per_s", ascending=False).itertuples()
         for other in others:
             faster.append(samples[tuple(getattr(best, column) for column in POINT)])
             slower.append(samples[tuple(getattr(other, column) for column in POINT)])
             rows.append(
-                dict(zip([*work, "world_size"], key, strict=True))
+                dict(zip([*WORK, "world_size"], key, strict=True))
                 | {
-                    "faster": best.trainer,
-                    "slower": other.trainer,
+                    "faster": best.series,
+                    "slower": other.series,
                     "ratio": best.throughput_images_per_s / other.throughput_images_per_s,
                     "repeats": min(best.repeats, other.repeats),
                     "shown": bool(best.throughput_low > other.throughput_high),
                 }
             )
     low, high = ratio_intervals(faster, slower)
-    columns = [*work, "world_size", "faster", "slower", "ratio", "repeats", "shown"]
+    columns = [*WORK, "world_size", "faster", "slower", "ratio", "repeats", "shown"]
     return pd.DataFrame(rows, columns=columns).assign(ratio_low=low, ratio_high=high)
+
+
+def ways(table: pd.DataFrame, trials: pd.DataFrame) -> pd.DataFrame:
+    """Return a row for every point of a trainer that was run in several ways there, against its usual way.
+
+    usual is the series with nothing changed, or the first by name where none is. ratio is of median throughputs, with
+    its bootstrap interval; none for the usual way itself, and none from one repeat.
+    """
+    _need(table, POINT)
+    measured = trials[trials.throughput_images_per_s.notna()]
+    samples = {key: group.to_numpy() for key, group in measured.groupby(POINT).throughput_images_per_s}
+    rows: list[dict[str, Any]] = []
+    own: list[NDArray[np.float64]] = []
+    usual: list[NDArray[np.float64]] = []
+    for _, group in table.groupby([*WORK, "world_size", "trainer"], sort=True):
+        if len(group) == 1:
+            continue
+        # The usual way has the trainer's bare name, which is the shortest and comes first.
+        first, *others = group.sort_values("series")[POINT].to_dict("records")
+        for row in (first, *others):
+            own.append(samples[tuple(row.values())])
+            usual.append(samples[tuple(first.values())])
+            ratio = float(np.median(own[-1]) / np.median(usual[-1]))
+            rows.append(row | {"usual": first["series"], "ratio": ratio})
+    low, high = ratio_intervals(own, usual)
+    found = pd.DataFrame(rows, columns=[*POINT, "usual", "ratio"]).assign(ratio_low=low, ratio_high=high)
+    found.loc[found.series == found.usual, ["ratio_low", "ratio_high"]] = np.nan
+    return found
+
+
+def compilation(table: pd.DataFrame, trials: pd.DataFrame) -> pd.DataFrame:
+    """Return a row for every point measured in an execution that prepares itself, beside the same trainer eagerly.
+
+    extra_s is what its first step took longer (tracing, compiling, capturing), saved_s what each step after it is
+    shorter, both medians over repeats. break_even_steps = extra_s / saved_s, with its bootstrap interval: after so many
+    steps the mode has paid for itself; infinite where its steps are not shorter. `shown` as for `comparisons`.
+    """
+    _need(table, [*POINT, "first_step_s", "step_time_s", "throughput_low", "throughput_high"])
+    measured = trials[trials.throughput_images_per_s.notna()]
+    samples = {key: group[["first_step_s", "step_time_s"]].to_numpy().T for key, group in measured.groupby(POINT)}
+    rows: list[dict[str, Any]] = []
+    groups: list[tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]] = []
+    for _, group in table.groupby([*WORK, "world_size", "trainer", "options"], sort=True):
+        eager = group[group.execution == "eager"]
+        for prepared in group[group.execution != "eager"].to_dict("records") if len(eager) else ():
+            plain = eager.iloc[0]
+            first_s, step_s = samples[tuple(prepared[column] for column in POINT)]
+            eager_first_s, eager_step_s = samples[tuple(plain[POINT])]
+            groups.append((first_s, step_s, eager_first_s, eager_step_s))
+            rows.append(
+                {column: prepared[column] for column in [*POINT, "first_step_s", "step_time_s"]}
+                | {
+                    "eager_first_step_s": plain.first_step_s,
+                    "eager_step_time_s": plain.step_time_s,
+                    "extra_s": prepared["first_step_s"] - plain.first_step_s,
+                    "saved_s": plain.step_time_s - prepared["step_time_s"],
+                    "shown": bool(prepared["throughput_low"] > plain.throughput_high),
+                    "slower": bool(prepared["throughput_high"] < plain.throughput_low),
+                }
+            )
+    columns = ["first_step_s", "step_time_s", "eager_first_step_s", "eager_step_time_s", "extra_s", "saved_s"]
+    found = pd.DataFrame(rows, columns=[*POINT, *columns, "shown", "slower"])
+    low, high = _intervals(list(groups), _break_even_steps)
+    steps = [float(_break_even_steps(*group, axis=0)) for group in groups]
+    return found.assign(break_even_steps=steps, break_even_low=low, break_even_high=high)
+
+
+def _break_even_steps(
+    first_s: NDArray[np.float64],
+    step_s: NDArray[np.float64],
+    eager_first_s: NDArray[np.float64],
+    eager_step_s: NDArray[np.float64],
+    *,
+    axis: int,
+) -> NDArray[np.float64]:
+    extra_s = np.median(first_s, axis=axis) - np.median(eager_first_s, axis=axis)
+    saved_s = np.median(eager_step_s, axis=axis) - np.median(step_s, axis=axis)
+    # Not infinity: a percentile between it and a number would be no number.
+    return np.where(saved_s > 0, np.maximum(extra_s, 0) / np.maximum(saved_s, 1e-12), _NEVER_STEPS)
 
 
 def step_time_spread(windows: pd.DataFrame, trials: pd.DataFrame) -> pd.DataFrame:

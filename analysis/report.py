@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from scalestudy.analysis import answer, figures, metrics
 from scalestudy.analysis.frames import Frames, frames, read_records, record_files
 from scalestudy.trainers.record import Record
+from scalestudy.trainers.trainer import series_name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,11 +84,11 @@ class _Facts:
                     if name != "scalestudy":
                         self._note(name, version)
                 pinned = ", ".join(map(str, software.cpus))
-                threads = ", ".join(f"{name} {count}" for name, count in software.threads.items())
+                settings = ", ".join(f"{name} {count}" for name, count in software.settings.items())
                 # By its place on its node: a thousand ranks of equal nodes are a few lines.
                 place = f"local rank {report.rank.local_rank} of {report.rank.local_world_size}"
                 self._note(
-                    f"{record.trial.trainer}: CPUs and threads", f"{place}: pinned to CPU {pinned}; threads: {threads}"
+                    f"{series_name(record.trial)}: CPUs and settings", f"{place}: pinned to CPU {pinned}; {settings}"
                 )
                 for name, value in software.variables.items():
                     # Differs by trial and names ports: who talks to whom, not how.
@@ -122,6 +123,12 @@ def _draw(found: Frames, trials: pd.DataFrame, points: pd.DataFrame) -> dict[str
         "memory": figures.memory(points),
         "set_up": figures.set_up(metrics.phase_times(found.phases, trials)),
     }
+    compared = metrics.ways(points, trials)
+    if len(compared):
+        drawn["ways"] = figures.ways(compared)
+    compiled = metrics.compilation(points, trials)
+    if len(compiled):
+        drawn["compilation"] = figures.compilation(points, compiled)
     losses = metrics.loss_curves(found.losses, trials)
     return drawn if losses.empty else drawn | {"loss_curves": figures.loss_curves(losses)}
 
@@ -139,8 +146,12 @@ def _render(
         first=facts.first,
         last=facts.last,
         environment=facts.environment,
-        answers=answer.headline(points, metrics.comparisons(points, trials)) if len(points) else [],
+        answers=answer.headline(points, metrics.comparisons(points, trials), metrics.compilation(points, trials))
+        if len(points)
+        else [],
         tables=_tables(points),
+        most_series=figures.MOST_SERIES,
+        series=points.series.nunique() if len(points) else 0,
         several_nodes=len(points) > 0 and points.nodes.max() > 1,
         figures=drawn,
         workloads=points.workload.nunique() if len(points) else 0,
@@ -159,24 +170,23 @@ def _render(
 
 
 def _tables(points: pd.DataFrame) -> list[dict[str, Any]]:
-    """Return a table a workload, its rows by world size and trainer."""
+    """Return a table a workload, its rows by world size and series."""
     if points.empty:
         return []
-    work = ["workload", "scaling", "device", "launcher"]
     return [
         {
             "title": f"{key[0]}, {key[1]} scaling",
-            "rows": rows.sort_values(["world_size", "trainer"]).to_dict("records"),
+            "rows": rows.sort_values(["world_size", "series"]).to_dict("records"),
         }
-        for key, rows in points.groupby(work, sort=True)
+        for key, rows in points.groupby(metrics.WORK, sort=True)
     ]
 
 
 def _accuracy(ok: pd.DataFrame) -> list[dict[str, Any]]:
     measured = ok[ok.test_accuracy.notna()]
-    grouped = measured.groupby(["workload", "trainer", "world_size"]).test_accuracy
+    grouped = measured.groupby(["workload", "series", "world_size"]).test_accuracy
     return [
-        dict(zip(("workload", "trainer", "world_size"), key, strict=True)) | {"low": some.min(), "high": some.max()}
+        dict(zip(("workload", "series", "world_size"), key, strict=True)) | {"low": some.min(), "high": some.max()}
         for key, some in grouped
     ]
 
@@ -196,6 +206,10 @@ _CAPTIONS = {
     "set. A tf-mirrored process holds all devices of its node.",
     "set_up": "Median over repeats, slowest rank. Framework import, meeting the other ranks, building model and input, "
     "the first step (with compilation), and the warm-up.",
+    "ways": "Median throughput over that of the same trainer with nothing changed, on as many devices; "
+    "an interval that reaches across the line shows no difference.",
+    "compilation": "Seconds so far over steps so far, on the smallest world size: tracing, compiling and capturing are "
+    "in the first step. Caches of compiled code are empty at every start.",
     "loss_curves": "All trainers start from the same parameters and see the same shards, "
     "so the curves of one world size should lie together.",
 }

@@ -21,6 +21,10 @@ def analysed(records: list[Record]) -> tuple[Frames, pd.DataFrame, pd.DataFrame]
     return found, trials, metrics.points(trials)
 
 
+def sentences_of(points: pd.DataFrame, trials: pd.DataFrame) -> list[tuple[str, list[str]]]:
+    return answer.headline(points, metrics.comparisons(points, trials), metrics.compilation(points, trials))
+
+
 def study(
     make_trial: MakeTrial, make_record: MakeRecord, step_s: dict[tuple[str, int], list[float]], **changes: object
 ) -> list[Record]:
@@ -139,7 +143,7 @@ def test_overlapping_intervals_show_no_difference(make_trial: MakeTrial, make_re
     repeats = {("torch-ddp", 1): [0.1, 0.12, 0.11], ("tf-multiworker", 1): [0.115, 0.13, 0.14]}
     _, trials, points = analysed(study(make_trial, make_record, repeats))
     assert metrics.comparisons(points, trials).shown.tolist() == [False]
-    [(_, sentences)] = answer.headline(points, metrics.comparisons(points, trials))
+    [(_, sentences)] = sentences_of(points, trials)
     assert "no difference shown between torch-ddp and tf-multiworker" in sentences[0]
 
 
@@ -162,7 +166,7 @@ def test_the_answer_says_where_efficiency_falls(make_trial: MakeTrial, make_reco
         ("tf-multiworker", 2): [0.4, 0.4],
     }
     _, trials, points = analysed(study(make_trial, make_record, repeats))
-    [(_, sentences)] = answer.headline(points, metrics.comparisons(points, trials))
+    [(_, sentences)] = sentences_of(points, trials)
     text = " ".join(sentences)
     assert "On 2 devices, torch-ddp is 3.64× as fast as tf-multiworker (95 % interval 3.64–3.64×)." in text
     assert "torch-ddp's efficiency falls below 80% on 4 devices: 50% (95 % interval 50%–50%)" in text
@@ -172,7 +176,7 @@ def test_the_answer_says_where_efficiency_falls(make_trial: MakeTrial, make_reco
 def test_an_interval_across_the_floor_shows_neither_side(make_trial: MakeTrial, make_record: MakeRecord) -> None:
     repeats = {("torch-ddp", 1): [0.1, 0.1], ("torch-ddp", 2): [0.11, 0.12, 0.15]}
     _, trials, points = analysed(study(make_trial, make_record, repeats))
-    [(_, [sentence])] = answer.headline(points, metrics.comparisons(points, trials))
+    [(_, [sentence])] = sentences_of(points, trials)
     assert sentence.startswith("torch-ddp keeps 83% (95 % interval 67%–91%) of its 1 device throughput per device")
     assert sentence.endswith("on 2 devices: whether that is below 80% is not shown.")
 
@@ -210,7 +214,7 @@ def test_results_have_the_columns_others_rely_on(make_trial: MakeTrial, make_rec
     assert ",".join(table.columns) == (
         "trial,trainer,model,launcher,world_size,nodes,repeat,scaling,per_device_batch,global_batch,precision,"
         "execution,data,outcome,throughput_images_per_s,step_time_s,efficiency,speedup,compute_scaling,load_balance,"
-        "communication,input,peak_memory_bytes,energy_j,setup_s,first_step_s"
+        "communication,input,peak_memory_bytes,energy_j,setup_s,first_step_s,options"
     )
     assert table[["compute_scaling", "load_balance", "communication", "input", "energy_j"]].isna().all(axis=None)
 
