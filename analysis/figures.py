@@ -44,8 +44,9 @@ MARKERS = {
     "horovod-tf": "v",
 }
 _PHASE_COLOURS = dict(zip(PHASES, ["#332288", "#88CCEE", "#44AA99", "#DDCC77", "#CC6677"], strict=True))
-_PHASE_NAMES = {"first_step": "first step", "warm_up": "warm-up"}
+_PHASE_NAMES = {"first_step": "first step (compiles)", "warm_up": "warm-up"}
 _IDEAL: dict[str, Any] = {"color": "#777777", "linestyle": (0, (4, 3)), "linewidth": 1.2, "zorder": 1}
+_ON_WHITE: dict[str, Any] = {"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.8}
 _COLUMNS = 3
 # Of more series the usual way of each trainer is drawn: more lines in a panel cannot be told apart.
 MOST_SERIES = 8
@@ -206,7 +207,8 @@ def set_up(phases: pd.DataFrame) -> Figure:
         axes.set_xlabel("seconds")
         axes.grid(visible=False, axis="y")
 
-    phases = _readable(phases)
+    # Every bar is named: more of them than lines can be told apart.
+    phases = _readable(phases, most=2 * MOST_SERIES)
     bars = phases.groupby(WORK)[["series", "world_size"]].apply(lambda rows: len(rows.drop_duplicates())).max()
     title = "Set-up: where the time goes before training is steady"
     return _panels(phases, title, draw, width=5.6, height=max(3.6, 1.2 + 0.24 * bars))
@@ -238,7 +240,13 @@ def ways(compared: pd.DataFrame) -> Figure:
             )
             written = "usual" if series == row.usual else f"{row.ratio:.2f}×"
             axes.annotate(
-                written, (row.ratio, place), xytext=(0, 6), textcoords="offset points", ha="center", fontsize=8.5
+                written,
+                (row.ratio, place),
+                xytext=(0, 8),
+                textcoords="offset points",
+                ha="center",
+                fontsize=8.5,
+                bbox=_ON_WHITE,
             )
         axes.axvline(1, **_IDEAL)
         # Against an earlier line's name, a long one would leave no room for the points.
@@ -268,21 +276,16 @@ def compilation(points: pd.DataFrame, compared: pd.DataFrame) -> Figure:
 
     def draw(axes: Axes, group: pd.DataFrame) -> None:
         colour = COLOURS[group.trainer.iloc[0]]
+        here = crossings.merge(group[[*by, "execution"]], on=[*by, "execution"])
+        slower = set(here[here.slower].execution)
         ends = []
         for row in group.sort_values("execution").itertuples():
             mean_ms = 1e3 * (row.first_step_s + (steps - 1) * row.step_time_s) / steps
-            axes.plot(
-                steps,
-                mean_ms,
-                color=colour,
-                linestyle=_EXECUTION_DASHES[row.execution],
-                linewidth=1.8,
-                label=row.execution,
-            )
-            ends.append((mean_ms[-1], f"{row.execution} {1e3 * row.step_time_s:.3g} ms"))
+            axes.plot(steps, mean_ms, color=colour, linestyle=_EXECUTION_DASHES[row.execution], linewidth=1.8)
+            never = ",\nnever pays" if row.execution in slower else ""
+            ends.append((mean_ms[-1], f"{row.execution} {1e3 * row.step_time_s:.3g} ms{never}"))
         axes.set_xscale("log")
         axes.set_yscale("log")
-        here = crossings.merge(group[[*by, "execution"]], on=[*by, "execution"])
         for row in here[here.shown & (here.break_even_steps > 1)].itertuples():
             at = 1e3 * (row.first_step_s + (row.break_even_steps - 1) * row.step_time_s) / row.break_even_steps
             axes.plot(row.break_even_steps, at, marker="o", color="black", markersize=5, zorder=5)
@@ -292,10 +295,11 @@ def compilation(points: pd.DataFrame, compared: pd.DataFrame) -> Figure:
                 xytext=(6, 8),
                 textcoords="offset points",
                 fontsize=8.5,
+                bbox=_ON_WHITE,
             )
         at = 0.0
         for end, text in sorted(ends):
-            at = max(end, at * 1.35)
+            at = max(end, at * 1.5)
             axes.annotate(
                 text,
                 (steps[-1], at),
@@ -404,7 +408,7 @@ def _write_ends(axes: Axes, ends: list[tuple[float, float, str]], written: Calla
             color=colour,
             fontweight="bold",
             # Another trainer's line may run on behind it.
-            bbox={"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.8},
+            bbox=_ON_WHITE,
             annotation_clip=False,
         )
 
@@ -442,8 +446,9 @@ def _panels(
         for axes, (key, group) in zip(grid.flat, panels, strict=False):
             draw(axes, group)
             sns.despine(ax=axes)
-            words = [f"{key[0]}, {key[1]} scaling", *map(str, key[len(WORK) :])]
-            axes.set_title("\n".join(textwrap.wrap(": ".join(words[::-1]), 52)))
+            own = " ".join(filter(None, key[len(WORK) :]))
+            words = textwrap.wrap(f"{key[0]}, {key[1]} scaling", 52)
+            axes.set_title("\n".join([own, *words] if own else words))
             legend |= _taken_legend(axes)
         for axes in grid.flat[len(panels) :]:
             axes.remove()
@@ -452,14 +457,15 @@ def _panels(
             title = title.replace(" (", "\n(", 1)
         figure.suptitle(title, x=0.01, ha="left", fontsize=12.5, fontweight="bold")
         widest = max((len(text) for text in legend), default=1)
-        figure.legend(
-            legend.values(),
-            legend.keys(),
-            loc="outside lower left",
-            ncols=max(1, min(len(legend), int(figure.get_figwidth() / (0.5 + 0.085 * widest)))),
-            frameon=False,
-            fontsize=9.5,
-        )
+        if legend:
+            figure.legend(
+                legend.values(),
+                legend.keys(),
+                loc="outside lower left",
+                ncols=max(1, min(len(legend), int(figure.get_figwidth() / (0.5 + 0.085 * widest)))),
+                frameon=False,
+                fontsize=9.5,
+            )
     return figure
 
 
@@ -499,9 +505,9 @@ def _looks(rows: pd.DataFrame) -> dict[str, _Look]:
     return looks
 
 
-def _readable(rows: pd.DataFrame) -> pd.DataFrame:
+def _readable(rows: pd.DataFrame, most: int = MOST_SERIES) -> pd.DataFrame:
     """Return the rows to draw: of too many series the first of every trainer, which is its usual way."""
-    if rows.series.nunique() <= MOST_SERIES:
+    if rows.series.nunique() <= most:
         return rows
     return rows[rows.series.isin(rows.groupby("trainer").series.min())]
 
