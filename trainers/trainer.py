@@ -131,6 +131,13 @@ TRAINERS = {
 }
 
 
+# Seen: the second hook stops resnet18 on two ranks in the first steps, each waiting in another bucket's callback.
+_HOOKS_OF_NCCL = {
+    "bf16": "torch has it for NCCL alone",
+    "powersgd": "gloo's ranks wait for each other without end where there are several buckets",
+}
+
+
 def refusal(trial: Trial) -> tuple[str, str] | None:
     """Return which field of a trial asks for what does not exist, and why it does not, or None."""
     entry, options = TRAINERS[trial.trainer], trial.options
@@ -141,8 +148,9 @@ def refusal(trial: Trial) -> tuple[str, str] | None:
             return "execution", "'graph': torch has CUDA graphs alone, and the device is a cpu; use 'compiled'"
         if trial.precision == "tf32":
             return "precision", "'tf32': a format of NVIDIA GPUs, and the device is a cpu; use 'fp32' or 'bf16'"
-        if isinstance(options, DdpOptions) and options.communication_hook == "bf16":
-            return f"options.{trial.trainer}.communication_hook", "'bf16': torch has it for NCCL alone; use 'fp16'"
+        if isinstance(options, DdpOptions) and options.communication_hook in _HOOKS_OF_NCCL:
+            why = _HOOKS_OF_NCCL[options.communication_hook]
+            return f"options.{trial.trainer}.communication_hook", f"{options.communication_hook!r}: {why}; use 'fp16'"
         if isinstance(options, HorovodOptions) and options.hierarchical_allreduce:
             return f"options.{trial.trainer}.hierarchical_allreduce", "true: Horovod has it for NCCL alone, on GPUs"
         chosen = {MultiWorkerOptions: "implementation", MirroredOptions: "cross_device_ops"}.get(type(options), "")

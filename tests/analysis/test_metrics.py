@@ -8,6 +8,7 @@ import pytest
 
 from scalestudy.analysis import answer, metrics
 from scalestudy.analysis.frames import Frames, frames
+from scalestudy.trainers.options import DdpOptions
 from scalestudy.trainers.record import Record
 from scalestudy.trainers.trial import Data, Trial
 
@@ -171,6 +172,92 @@ def test_the_answer_says_where_efficiency_falls(make_trial: MakeTrial, make_reco
     assert "On 2 devices, torch-ddp is 3.64× as fast as tf-multiworker (95 % interval 3.64–3.64×)." in text
     assert "torch-ddp's efficiency falls below 80% on 4 devices: 50% (95 % interval 50%–50%)" in text
     assert "tf-multiworker is slower on 2 devices than on 1 device" in text
+
+
+def test_of_several_series_the_fastest_is_set_against_every_other_in_one_sentence(
+    make_trial: MakeTrial, make_record: MakeRecord
+) -> None:
+    repeats = {
+        ("torch-ddp", 1): [0.1, 0.1],
+        ("horovod-torch", 1): [0.09, 0.12],
+        ("tf-multiworker", 1): [0.2, 0.21],
+        ("horovod-tf", 1): [0.4, 0.4],
+    }
+    _, trials, points = analysed(study(make_trial, make_record, repeats))
+    [(_, [sentence, *_])] = sentences_of(points, trials)
+    assert sentence == (
+        "On 1 device, torch-ddp is 2.05× as fast as tf-multiworker (2.00–2.10×), 4.00× as fast as horovod-tf "
+        "(4.00–4.00×); no difference is shown between torch-ddp and horovod-torch (1.03×, 0.90–1.20×). "
+        "In brackets 95 % intervals."
+    )
+
+
+def in_ways(make_trial: MakeTrial, make_record: MakeRecord) -> list[Record]:
+    """Return torch-ddp eagerly, compiled (a fifth faster after 20 s) and with small buckets, three times each."""
+    ways: list[tuple[dict[str, object], float, float]] = [
+        ({}, 0.1, 0.5),
+        ({"execution": "compiled"}, 0.08, 20.5),
+        ({"options": DdpOptions(bucket_cap_mb=1)}, 0.2, 0.5),
+    ]
+    records = []
+    for changes, step_s, first_step_s in ways:
+        for repeat in range(3):
+            record = make_record(make_trial(repeat=repeat, **changes), step_s * (1 + repeat / 100))
+            reports = tuple(
+                report.model_copy(update={"phases": report.phases | {"first_step": first_step_s}})
+                for report in record.reports
+            )
+            records.append(record.model_copy(update={"reports": reports}))
+    return records
+
+
+def test_a_trainer_in_another_way_is_a_series_of_its_own_beside_its_usual_one(
+    make_trial: MakeTrial, make_record: MakeRecord
+) -> None:
+    _, trials, points = analysed(in_ways(make_trial, make_record))
+    assert points.series.tolist() == ["torch-ddp compiled", "torch-ddp", "torch-ddp bucket_cap_mb=1.0"]
+    found = metrics.ways(points, trials).set_index("series")
+    assert set(found.usual) == {"torch-ddp"}
+    assert found.ratio.to_dict() == pytest.approx(
+        {"torch-ddp": 1, "torch-ddp compiled": 1.25, "torch-ddp bucket_cap_mb=1.0": 0.5}
+    )
+    # Both ends' repeats reach 2 % apart, in both directions.
+    compiled = found.loc["torch-ddp compiled"]
+    assert (compiled.ratio_low, compiled.ratio_high) == pytest.approx((1.25 / 1.02, 1.25 * 1.02))
+    assert np.isnan(found.loc["torch-ddp"].ratio_low)
+    assert metrics.results(trials).options.unique().tolist() == ["", "bucket_cap_mb=1.0"]
+
+
+def test_compiling_has_paid_for_itself_after_as_many_steps_as_its_first_one_took_longer(
+    make_trial: MakeTrial, make_record: MakeRecord
+) -> None:
+    _, trials, points = analysed(in_ways(make_trial, make_record))
+    [row] = metrics.compilation(points, trials).itertuples()
+    assert (row.series, row.extra_s, row.shown) == ("torch-ddp compiled", 20, True)
+    # Medians: 0.101 s eagerly, 0.0808 s compiled; 20 s over 0.0202 s.
+    assert row.break_even_steps == pytest.approx(20 / 0.0202)
+    assert row.break_even_low < row.break_even_steps < row.break_even_high
+    [(_, sentences)] = sentences_of(points, trials)
+    assert sentences[-1].startswith(
+        "torch-ddp compiled on 1 device: compiled has paid for its 20 s longer first step after 990 steps"
+    )
+
+
+@pytest.mark.parametrize(
+    ("compiled_step_s", "said"),
+    [(0.12, "compiled never pays: 120 ms a step against 100 ms"), (0.1, "whether compiled ever pays is not shown")],
+)
+def test_compiling_that_makes_no_step_shorter_is_not_said_to_pay(
+    make_trial: MakeTrial, make_record: MakeRecord, compiled_step_s: float, said: str
+) -> None:
+    records = [
+        make_record(make_trial(execution=execution, repeat=repeat), step_s)
+        for execution, step_s in (("eager", 0.1), ("compiled", compiled_step_s))
+        for repeat in range(2)
+    ]
+    _, trials, points = analysed(records)
+    [(_, sentences)] = sentences_of(points, trials)
+    assert said in sentences[-1]
 
 
 def test_an_interval_across_the_floor_shows_neither_side(make_trial: MakeTrial, make_record: MakeRecord) -> None:

@@ -8,6 +8,7 @@ import pytest
 from scalestudy.analysis import figures
 from scalestudy.analysis.report import write_report
 from scalestudy.launch.folder import StudyFolder
+from scalestudy.trainers.options import DdpOptions
 from scalestudy.trainers.record import Record
 from scalestudy.trainers.trainer import TRAINERS
 from scalestudy.trainers.trial import Data, Trial
@@ -61,6 +62,22 @@ def test_every_figure_is_written_as_png_and_svg(out: Path) -> None:
     names = {path.stem for path in (out / "figures").glob("*.png")}
     assert names == {path.stem for path in (out / "figures").glob("*.svg")}
     assert names == {"efficiency", "throughput_per_device", "speedup", "step_time", "memory", "set_up", "loss_curves"}
+
+
+def test_ways_to_run_a_trainer_have_figures_of_their_own(
+    out: Path, make_trial: Callable[..., Trial], make_record: Callable[..., Record]
+) -> None:
+    folder = StudyFolder(out)
+    changes: list[dict[str, object]] = [{"execution": "compiled"}]
+    changes += [{"options": DdpOptions(bucket_cap_mb=cap)} for cap in range(1, 9)]
+    for change in changes:
+        trial = make_trial(trainer="torch-ddp", world_size=2, data=DIGITS, **change)
+        folder.finish(folder.begin(trial), make_record(trial, 0.1))
+    html = write_report(out).html.read_text()
+    assert {"ways", "compilation"} <= {path.stem for path in (out / "figures").glob("*.png")}
+    assert "torch-ddp bucket_cap_mb=8.0" in html
+    # Eleven series: more than lines can be told apart, and the report says what it left out of them.
+    assert "drawn in its usual one" in html
 
 
 def test_a_damaged_record_is_left_out_and_named(out: Path) -> None:

@@ -241,6 +241,10 @@ def test_a_mistake_in_the_file_is_one_line_that_names_it(write: Write, changes: 
             "options.torch-ddp.communication_hook: 'bf16': torch has it for NCCL alone; use 'fp16'",
         ),
         (
+            {"options": {"torch-ddp": {"communication_hook": "powersgd"}}},
+            "options.torch-ddp.communication_hook: 'powersgd': gloo's ranks wait for each other without end",
+        ),
+        (
             {"options": {"tf-multiworker": {"implementation": "nccl"}}},
             "options.tf-multiworker.implementation: 'nccl': NCCL connects GPUs, and the device is a cpu",
         ),

@@ -47,7 +47,7 @@ def test_local_slurm_and_ray_leave_the_same_records_but_for_launcher_hosts_and_t
     tmp_path: Path,
 ) -> None:
     study = write_study(
-        trainers=["torch-ddp", "tf-multiworker"],
+        trainers=["torch-ddp", "tf-multiworker", "horovod-torch", "horovod-tf"],
         models=[{"name": "cnn", "data": "digits"}],
         world_sizes=[1, 2],
         devices_per_node=2,
@@ -59,7 +59,7 @@ def test_local_slurm_and_ray_leave_the_same_records_but_for_launcher_hosts_and_t
     raylets.tell(SCALESTUDY, "run", study, "--launcher", "ray", "--out", tmp_path / "ray")
     by_launcher = {name: records(tmp_path / name) for name in ("local", "slurm", "ray")}
     for name, found in by_launcher.items():
-        assert [record.outcome for record in found] == ["ok"] * 4, name
+        assert [record.outcome for record in found] == ["ok"] * 8, name
         assert {record.environment.launcher for record in found} == {name}
     plain = {
         name: [left(json.loads(record.model_dump_json())) for record in found] for name, found in by_launcher.items()

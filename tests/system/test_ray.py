@@ -55,7 +55,7 @@ def test_a_study_of_both_frameworks_over_one_and_two_nodes_by_ray_job_submit(
     write_study(
         **{
             **TWO,
-            "trainers": ["torch-ddp", "tf-multiworker"],
+            "trainers": ["torch-ddp", "tf-multiworker", "horovod-tf"],
             "models": [{"name": "cnn", "data": "digits"}],
             "world_sizes": [2, 4],
         }
@@ -63,9 +63,9 @@ def test_a_study_of_both_frameworks_over_one_and_two_nodes_by_ray_job_submit(
     out = tmp_path / "out"
     run = ["python", "-m", "scalestudy.launch", "run", "s.yaml", "--launcher", "ray", "--out", out]
     told = cluster.tell(RAY, "job", "submit", "--working-dir", tmp_path, "--", *run)
-    assert told.count(": ok, ") == 4
+    assert told.count(": ok, ") == 6
     found = records(out)
-    assert len(found) == 4
+    assert len(found) == 6
     for record in found:
         assert record.outcome == "ok", record.reason
         assert record.environment.launcher == "ray"
@@ -74,7 +74,7 @@ def test_a_study_of_both_frameworks_over_one_and_two_nodes_by_ray_job_submit(
         assert places == [(rank // 2, rank % 2) for rank in range(record.trial.world_size)]
         assert len({digest for report in record.reports for digest in report.parameter_checksums}) == 1
     logs = list(out.glob("trials/*/rank-*.log"))
-    assert len(logs) == 2 * (2 + 4)
+    assert len(logs) == 3 * (2 + 4)
     assert (out / "report.html").stat().st_size > 100_000
 
 

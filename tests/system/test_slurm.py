@@ -162,7 +162,7 @@ def test_a_study_of_both_frameworks_over_one_two_and_four_nodes_by_sbatch(
     cluster: SlurmCluster, write_study: WriteStudy, records: Records, no_rank_runs: NoRankRuns, tmp_path: Path
 ) -> None:
     study = write_study(
-        trainers=["torch-ddp", "tf-multiworker", "tf-mirrored"],
+        trainers=["torch-ddp", "tf-multiworker", "tf-mirrored", "horovod-torch"],
         models=[{"name": "cnn", "data": "digits"}],
         world_sizes=[2, 4, 8],
         devices_per_node=2,
@@ -173,7 +173,7 @@ def test_a_study_of_both_frameworks_over_one_two_and_four_nodes_by_sbatch(
     cluster.drained(300)
     assert cluster.exit_code(job) == "0:0", logs(tmp_path)
     found = {(record.trial.trainer, record.trial.world_size): record for record in records(out)}
-    assert len(found) == 9
+    assert len(found) == 12
     for (trainer, world_size), record in found.items():
         if trainer == "tf-mirrored" and world_size > 2:
             assert (record.outcome, record.reason) == (

@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from scalestudy.trainers.record import Record
+from scalestudy.trainers.trainer import TRAINERS
 
 pytestmark = pytest.mark.slow
 
@@ -34,12 +35,13 @@ def run(study: Path, out: Path, expected: int = 0) -> str:
 def test_a_study_of_every_trainer_leaves_whole_records_and_a_report(
     write_study: WriteStudy, tmp_path: Path, records: Records
 ) -> None:
-    trainers = ["torch-ddp", "tf-multiworker", "tf-mirrored"]
-    study = write_study(trainers=trainers, models=[{"name": "cnn", "data": "digits"}], world_sizes=[1, 2], batch=32)
+    study = write_study(
+        trainers=list(TRAINERS), models=[{"name": "cnn", "data": "digits"}], world_sizes=[1, 2], batch=32
+    )
     told = run(study, tmp_path / "out")
-    assert told.count(": ok, ") == 6
+    assert told.count(": ok, ") == 2 * len(TRAINERS)
     found = records(tmp_path / "out")
-    assert len(found) == 6
+    assert len(found) == 2 * len(TRAINERS)
     pinned: dict[tuple[str, int], int] = {}
     for record in found:
         trial = record.trial
@@ -58,7 +60,7 @@ def test_a_study_of_every_trainer_leaves_whole_records_and_a_report(
             assert report.memory is not None
             assert report.memory.peak_resident_bytes > 2**26
             assert report.software is not None
-            assert report.software.versions["torch" if trial.trainer == "torch-ddp" else "tensorflow"]
+            assert set(TRAINERS[trial.trainer].distributions) <= report.software.versions.keys()
             assert report.software.variables["OMP_NUM_THREADS"]
             pinned[trial.trainer, trial.world_size] = len(report.software.cpus) // report.replicas
         # Ranks step together: their windows hold the same steps, and begin within the time one takes.

@@ -104,8 +104,6 @@ def other_ways() -> Iterator[Any]:
     yield way("torch-ddp", 1e-5, options=DdpOptions(bucket_cap_mb=0.05, gradient_as_bucket_view=True))
     yield way("torch-ddp", 1e-5, options=DdpOptions(static_graph=True))
     yield way("torch-ddp", 1e-4, options=DdpOptions(communication_hook="fp16"))
-    # A rank of one is a coarse picture of a gradient; error feedback makes up for it later.
-    yield way("torch-ddp", 0.1, options=DdpOptions(communication_hook="powersgd"))
     for name in ("horovod-torch", "horovod-tf"):
         yield way(name, 1e-5, options=HorovodOptions(fusion_threshold_mb=0, cycle_time_ms=3.5, autotune=True))
         yield way(name, 1e-4, options=HorovodOptions(compression="fp16"))
