@@ -29,6 +29,7 @@ lint: environment
 	mkdir -p build/types/scalestudy
 	for package in $(PACKAGES); do ln -sfn ../../../$$package build/types/scalestudy/$$package; done
 	$(VENV)/bin/mypy $(PACKAGES:%=-p scalestudy.%)
+	$(VENV)/bin/mypy benchmarks/*.py
 	$(VENV)/bin/shellcheck .ci/run slurm/*.sh trainers/*.sh
 
 environment: $(READY)

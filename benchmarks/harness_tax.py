@@ -1,6 +1,6 @@
 """What the harness costs: steps through our trainer and loop against a loop written by hand, interleaved in one run.
 
-Usage: python benchmarks/harness_tax.py [ROUNDS]
+Usage: python benchmarks/harness_tax.py [ROUNDS [TRAINER…]]
 
 Ratio = throughput through the harness / throughput of the bare loop; 1 means that the harness costs nothing. They train
 the same model on the same resident batch in the same processes, in windows of half a second that take turns. A second
@@ -47,9 +47,15 @@ def bare_torch(trial: Trial, images: Any, labels: Any) -> Callable[[int], None]:
 
     network = torch_models.build(spec := model_spec(trial.model, trial.data))
     torch_models.load(network, initial_parameters(spec, trial.seed))
-    model = DistributedDataParallel(network)
     criterion = torch.nn.CrossEntropyLoss()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    optimizer: Any = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9)
+    model: torch.nn.Module = network
+    if trial.trainer == "torch-ddp":
+        model = DistributedDataParallel(network)
+    else:
+        import horovod.torch as hvd
+
+        optimizer = hvd.DistributedOptimizer(optimizer, named_parameters=network.named_parameters())
 
     def loop(steps: int) -> None:
         for _ in range(steps):
@@ -57,6 +63,36 @@ def bare_torch(trial: Trial, images: Any, labels: Any) -> Callable[[int], None]:
             loss = criterion(model(images), labels)
             loss.backward()
             optimizer.step()
+
+    return loop
+
+
+def bare_horovod_tensorflow(trial: Trial, images: Any, labels: Any) -> Callable[[int], None]:
+    """Return a loop as Horovod's documentation has it for TensorFlow, but for what Keras 3 does not take."""
+    import horovod.tensorflow as hvd
+    import keras
+    import tensorflow as tf
+
+    from scalestudy.trainers import keras_models
+
+    model = keras_models.build(spec := model_spec(trial.model, trial.data))
+    keras_models.load(model, initial_parameters(spec, trial.seed))
+    optimizer = keras.optimizers.SGD(0.01, momentum=0.9)
+    optimizer.build(model.trainable_variables)
+    criterion = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    variables = [variable.value for variable in model.trainable_variables]
+
+    @tf.function
+    def step() -> Any:
+        with tf.GradientTape() as tape:
+            loss = criterion(labels, model(images, training=True))
+        tape = hvd.DistributedGradientTape(tape)
+        optimizer.apply_gradients(zip(tape.gradient(loss, variables), model.trainable_variables, strict=True))
+        return loss
+
+    def loop(steps: int) -> None:
+        for _ in range(steps):
+            step()
 
     return loop
 
@@ -100,20 +136,24 @@ def rank_main(folder: Path, count: int) -> None:
     pin(device_cpus(usable_cpus(), trial, rank))
     trainer: Any = TRAINERS[trial.trainer].load()(trial, rank)
     trainer.build()
-    if trial.trainer == "torch-ddp":
+    if trial.trainer in ("torch-ddp", "horovod-torch"):
         first, second = (bare_torch(trial, *next(trainer._batches)) for _ in range(2))
+    elif trial.trainer == "horovod-tf":
+        from scalestudy.trainers.tf_data import resident_batch
+
+        first, second = (bare_horovod_tensorflow(trial, *resident_batch(trial, rank.rank)) for _ in range(2))
     else:
         first, second = (bare_tensorflow(trial, trainer._strategy, *trainer._resident_batch()) for _ in range(2))
 
     def harness(steps: int) -> float:
         window = timed_window(trainer, steps)
-        return trainer.max_over_ranks(window.end_s - window.start_s)
+        return float(trainer.max_over_ranks(window.end_s - window.start_s))
 
     def bare(loop: Callable[[int], None]) -> Callable[[int], float]:
         def timed(steps: int) -> float:
             begun_s = time.perf_counter()
             loop(steps)
-            return trainer.max_over_ranks(time.perf_counter() - begun_s)
+            return float(trainer.max_over_ranks(time.perf_counter() - begun_s))
 
         return timed
 
@@ -144,9 +184,11 @@ def measure(trainer: str, model: str, data: Data, batch: int, world_size: int, c
         data=data,
         scaling="weak",
         world_size=world_size,
+        devices_per_node=world_size,
         device="cpu",
         per_device_batch=batch,
         execution=TRAINERS[trainer].execution,
+        options=TRAINERS[trainer].options(),
         optimizer=Optimizer(),
         measurement=Measurement(),
         threads_per_device=1,
@@ -179,7 +221,7 @@ def main() -> None:
     print("| trainer | model, batch | ranks | harness / bare | bare / bare again |")
     print("| --- | --- | --- | --- | --- |")
     for model, data, batch in CASES:
-        for trainer in ("torch-ddp", "tf-multiworker"):
+        for trainer in sys.argv[2:] or ("torch-ddp", "tf-multiworker", "horovod-torch", "horovod-tf"):
             for world_size in (1, 2):
                 rounds = measure(trainer, model, data, batch, world_size, count)
                 tax = with_interval([(bare + again) / 2 / harness for harness, bare, again in rounds])

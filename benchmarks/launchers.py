@@ -80,9 +80,10 @@ def main() -> None:
     study.write_text(STUDY.format(rounds=rounds))
     try:
         with slurm(folder / "slurmd") as slurm_environ, ray(folder / "raylet") as ray_environ:
-            run = [BIN / "scalestudy", "run", study]
-            sbatch = ["sbatch", "--wait", "--nodes=1", f"--output={folder}/%j.log", ROOT / "slurm" / "scale.sh", study]
-            ways: dict[str, tuple[list[str | Path], dict[str, str]]] = {
+            run: list[str | Path] = [BIN / "scalestudy", "run", study]
+            log = f"--output={folder}/%j.log"
+            sbatch: list[str | Path] = ["sbatch", "--wait", "--nodes=1", log, ROOT / "slurm" / "scale.sh", study]
+            ways = {
                 "local": (run, dict(os.environ)),
                 "slurm": (sbatch, slurm_environ),
                 "ray": ([*run, "--launcher", "ray"], ray_environ),
