@@ -195,23 +195,25 @@ def memory(points: pd.DataFrame) -> Figure:
 
 def set_up(phases: pd.DataFrame) -> Figure:
     """Draw what passes before training is steady, phase by phase."""
+    # Every bar is named: more of them than lines can be told apart.
+    phases = _readable(phases, most=2 * MOST_SERIES)
+    names = phases.series + ", " + phases.world_size.map(_devices).str.replace(" ", "\N{NO-BREAK SPACE}")
+    phases = phases.assign(bar=names.map(_wrapped))
 
     def draw(axes: Axes, rows: pd.DataFrame) -> None:
-        bars = rows[["series", "world_size"]].drop_duplicates().sort_values(["series", "world_size"], ascending=False)
-        labels = [f"{series}, {_devices(size)}" for series, size in bars.itertuples(index=False)]
-        left = [0.0] * len(labels)
+        bars = rows.sort_values(["series", "world_size"], ascending=False).bar.unique()
+        left = [0.0] * len(bars)
         for phase in PHASES:
-            here = bars.merge(rows[rows.phase == phase], on=["series", "world_size"], how="left").seconds.fillna(0)
-            axes.barh(labels, here, left=left, color=_PHASE_COLOURS[phase], label=_PHASE_NAMES.get(phase, phase))
+            here = rows[rows.phase == phase].set_index("bar").seconds.reindex(bars, fill_value=0)
+            axes.barh(bars, here, left=left, color=_PHASE_COLOURS[phase], label=_PHASE_NAMES.get(phase, phase))
             left = [start + length for start, length in zip(left, here, strict=True)]
+        axes.tick_params(axis="y", labelsize=8.5)
         axes.set_xlabel("seconds")
         axes.grid(visible=False, axis="y")
 
-    # Every bar is named: more of them than lines can be told apart.
-    phases = _readable(phases, most=2 * MOST_SERIES)
-    bars = phases.groupby(WORK)[["series", "world_size"]].apply(lambda rows: len(rows.drop_duplicates())).max()
+    bars, lines = phases.groupby(WORK).bar.nunique().max(), phases.bar.str.count("\n").max() + 1
     title = "Set-up: where the time goes before training is steady"
-    return _panels(phases, title, draw, width=5.6, height=max(3.6, 1.2 + 0.24 * bars))
+    return _panels(phases, title, draw, width=5.6, height=max(3.6, 1.2 + (0.1 + 0.14 * lines) * bars))
 
 
 def ways(compared: pd.DataFrame) -> Figure:
@@ -249,9 +251,7 @@ def ways(compared: pd.DataFrame) -> Figure:
                 bbox=_ON_WHITE,
             )
         axes.axvline(1, **_IDEAL)
-        # Against an earlier line's name, a long one would leave no room for the points.
-        names = ["\n".join(textwrap.wrap(series, 30)) for series in present]
-        axes.set_yticks(range(len(present)), names, fontsize=8.5)
+        axes.set_yticks(range(len(present)), map(_wrapped, present), fontsize=8.5)
         axes.set_ylim(-0.6, len(present) - 0.2)
         axes.set_xlabel(f"throughput over the usual way's, on {_devices(rows.world_size.iloc[0])}")
         axes.margins(x=0.12)
@@ -521,6 +521,11 @@ def _dodged(series: list[str]) -> Iterator[tuple[float, str]]:
     """Yield each series with its place beside the others, in parts of a category's width."""
     for index, name in enumerate(series):
         yield (index - (len(series) - 1) / 2) * 0.66 / max(len(series), 1), name
+
+
+def _wrapped(name: str) -> str:
+    """Break a bar's name: a long one would leave no room for the bar."""
+    return "\n".join(textwrap.wrap(name, 30))
 
 
 def _devices(count: int) -> str:
