@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from scalestudy.trainers.files import RECORD_NAME, read_record, record_paths
-from scalestudy.trainers.options import changed
+from scalestudy.trainers.options import changes
 from scalestudy.trainers.record import RankReport, Record
 from scalestudy.trainers.trainer import series_name
 from scalestudy.trainers.trial import Trial
@@ -137,7 +137,7 @@ def trial_row(trial: Trial) -> dict[str, Any]:
         "global_batch": trial.global_batch,
         "precision": trial.precision,
         "execution": trial.execution,
-        "options": " ".join(f"{name}={value}" for name, value in changed(trial.options).items()),
+        "options": changes(trial.options),
         "series": series_name(trial),
         "data": data.name,
         "device": trial.device,

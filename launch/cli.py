@@ -189,6 +189,7 @@ def doctor(
 ) -> None:
     """Say what this machine has, what is missing for which trainer or launcher, and how to get it."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     from scalestudy.launch.doctor import findings
@@ -201,8 +202,8 @@ def doctor(
         table.add_row(
             "[green]yes[/]" if finding.ready else "[yellow]no[/]",
             f"{finding.group} {finding.subject}",
-            finding.detail,
-            finding.advice,
+            escape(finding.detail),
+            escape(finding.advice),
         )
     Console().print(table)
 

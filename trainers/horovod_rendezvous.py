@@ -53,7 +53,8 @@ def variables(rank: Rank, options: HorovodOptions, environ: Mapping[str, str]) -
         "HOROVOD_LOCAL_SIZE": str(rank.local_world_size),
         "HOROVOD_CROSS_RANK": str(rank.node_rank),
         "HOROVOD_CROSS_SIZE": str(full_nodes + (rank.local_rank < left_over)),
-        "HOROVOD_HOSTNAME": rank.host,
+        # Ranks of one name meet as one node's, and several nodes may have one host's name.
+        "HOROVOD_HOSTNAME": f"{rank.host}-{rank.node_rank}",
         "HOROVOD_CONTROLLER": "gloo",
         "HOROVOD_CPU_OPERATIONS": "gloo",
         "HOROVOD_GLOO_RENDEZVOUS_ADDR": environ["MASTER_ADDR"],

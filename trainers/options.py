@@ -43,6 +43,9 @@ class MirroredOptions(Frozen):
 Options = DdpOptions | HorovodOptions | MultiWorkerOptions | MirroredOptions
 
 
-def changed(options: Options) -> dict[str, object]:
-    """Return what differs from the defaults, by name."""
-    return options.model_dump(exclude_defaults=True)
+def changes(options: Options) -> str:
+    """Return what differs from the defaults, as `bucket_cap_mb=1 static_graph=True`."""
+    return " ".join(
+        f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}"
+        for name, value in options.model_dump(exclude_defaults=True).items()
+    )

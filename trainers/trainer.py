@@ -15,7 +15,7 @@ from scalestudy.trainers.options import (
     MirroredOptions,
     MultiWorkerOptions,
     Options,
-    changed,
+    changes,
 )
 from scalestudy.trainers.record import Memory
 from scalestudy.trainers.trial import Execution, Trial
@@ -131,16 +131,20 @@ TRAINERS = {
 }
 
 
-# Seen: the second hook stops resnet18 on two ranks in the first steps, each waiting in another bucket's callback.
-_HOOKS_OF_NCCL = {
-    "bf16": "torch has it for NCCL alone",
-    "powersgd": "gloo's ranks wait for each other without end where there are several buckets",
+# What of a trainer's options a CPU does not have.
+_OPTIONS_OF_GPUS: Mapping[tuple[str, object], str] = {
+    ("communication_hook", "bf16"): "torch has it for NCCL alone; use 'fp16'",
+    # Seen on resnet18 and two ranks: in its first steps each waits in the callback of another bucket.
+    ("communication_hook", "powersgd"): "gloo's ranks wait for each other without end over several buckets; use 'fp16'",
+    ("hierarchical_allreduce", True): "Horovod has it for NCCL alone; use false",
+    ("implementation", "nccl"): "NCCL connects GPUs; use 'auto' or 'ring'",
+    ("cross_device_ops", "nccl"): "NCCL connects GPUs; use 'auto'",
 }
 
 
 def refusal(trial: Trial) -> tuple[str, str] | None:
     """Return which field of a trial asks for what does not exist, and why it does not, or None."""
-    entry, options = TRAINERS[trial.trainer], trial.options
+    entry = TRAINERS[trial.trainer]
     if trial.execution in entry.refused:
         return "execution", f"{trial.execution!r}: {trial.trainer}: {entry.refused[trial.execution]}"
     if trial.device == "cpu":
@@ -148,18 +152,13 @@ def refusal(trial: Trial) -> tuple[str, str] | None:
             return "execution", "'graph': torch has CUDA graphs alone, and the device is a cpu; use 'compiled'"
         if trial.precision == "tf32":
             return "precision", "'tf32': a format of NVIDIA GPUs, and the device is a cpu; use 'fp32' or 'bf16'"
-        if isinstance(options, DdpOptions) and options.communication_hook in _HOOKS_OF_NCCL:
-            why = _HOOKS_OF_NCCL[options.communication_hook]
-            return f"options.{trial.trainer}.communication_hook", f"{options.communication_hook!r}: {why}; use 'fp16'"
-        if isinstance(options, HorovodOptions) and options.hierarchical_allreduce:
-            return f"options.{trial.trainer}.hierarchical_allreduce", "true: Horovod has it for NCCL alone, on GPUs"
-        chosen = {MultiWorkerOptions: "implementation", MirroredOptions: "cross_device_ops"}.get(type(options), "")
-        if getattr(options, chosen, None) == "nccl":
-            return f"options.{trial.trainer}.{chosen}", "'nccl': NCCL connects GPUs, and the device is a cpu"
+        for name, value in trial.options.model_dump().items():
+            if why := _OPTIONS_OF_GPUS.get((name, value)):
+                return f"options.{trial.trainer}.{name}", f"{value!r}: the device is a cpu, and {why}"
     return None
 
 
 def series_name(trial: Trial) -> str:
     """Return the trainer, and what is not as its users have it unasked: `torch-ddp compiled bucket_cap_mb=1`."""
-    execution = [trial.execution] if trial.execution != TRAINERS[trial.trainer].execution else []
-    return " ".join([trial.trainer, *execution, *(f"{name}={value}" for name, value in changed(trial.options).items())])
+    execution = trial.execution if trial.execution != TRAINERS[trial.trainer].execution else ""
+    return " ".join(filter(None, [trial.trainer, execution, changes(trial.options)]))

@@ -215,17 +215,17 @@ def test_a_trainer_in_another_way_is_a_series_of_its_own_beside_its_usual_one(
     make_trial: MakeTrial, make_record: MakeRecord
 ) -> None:
     _, trials, points = analysed(in_ways(make_trial, make_record))
-    assert points.series.tolist() == ["torch-ddp compiled", "torch-ddp", "torch-ddp bucket_cap_mb=1.0"]
+    assert points.series.tolist() == ["torch-ddp compiled", "torch-ddp", "torch-ddp bucket_cap_mb=1"]
     found = metrics.ways(points, trials).set_index("series")
     assert set(found.usual) == {"torch-ddp"}
     assert found.ratio.to_dict() == pytest.approx(
-        {"torch-ddp": 1, "torch-ddp compiled": 1.25, "torch-ddp bucket_cap_mb=1.0": 0.5}
+        {"torch-ddp": 1, "torch-ddp compiled": 1.25, "torch-ddp bucket_cap_mb=1": 0.5}
     )
     # Both ends' repeats reach 2 % apart, in both directions.
     compiled = found.loc["torch-ddp compiled"]
     assert (compiled.ratio_low, compiled.ratio_high) == pytest.approx((1.25 / 1.02, 1.25 * 1.02))
     assert np.isnan(found.loc["torch-ddp"].ratio_low)
-    assert metrics.results(trials).options.unique().tolist() == ["", "bucket_cap_mb=1.0"]
+    assert metrics.results(trials).options.unique().tolist() == ["", "bucket_cap_mb=1"]
 
 
 def test_compiling_has_paid_for_itself_after_as_many_steps_as_its_first_one_took_longer(

@@ -75,7 +75,7 @@ def test_ways_to_run_a_trainer_have_figures_of_their_own(
         folder.finish(folder.begin(trial), make_record(trial, 0.1))
     html = write_report(out).html.read_text()
     assert {"ways", "compilation"} <= {path.stem for path in (out / "figures").glob("*.png")}
-    assert "torch-ddp bucket_cap_mb=8.0" in html
+    assert "torch-ddp bucket_cap_mb=8" in html
     # Eleven series: more than lines can be told apart, and the report says what it left out of them.
     assert "drawn in its usual one" in html
 

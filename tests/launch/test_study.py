@@ -117,9 +117,9 @@ def test_options_and_precisions_are_swept_in_every_combination(write: Write) -> 
     assert names == {
         "tf-multiworker",
         "torch-ddp static_graph=True",
-        "torch-ddp bucket_cap_mb=1.0 static_graph=True",
+        "torch-ddp bucket_cap_mb=1 static_graph=True",
         "torch-ddp static_graph=True communication_hook=fp16",
-        "torch-ddp bucket_cap_mb=1.0 static_graph=True communication_hook=fp16",
+        "torch-ddp bucket_cap_mb=1 static_graph=True communication_hook=fp16",
     }
     # The defaults are on record too.
     assert {trial.options for trial in found if trial.trainer == "tf-multiworker"} == {MultiWorkerOptions()}
@@ -238,19 +238,19 @@ def test_a_mistake_in_the_file_is_one_line_that_names_it(write: Write, changes: 
         ({"precision": ["fp32", "tf32"]}, "precision: 'tf32': a format of NVIDIA GPUs, and the device is a cpu; use"),
         (
             {"options": {"torch-ddp": {"communication_hook": "bf16"}}},
-            "options.torch-ddp.communication_hook: 'bf16': torch has it for NCCL alone; use 'fp16'",
+            "options.torch-ddp.communication_hook: 'bf16': the device is a cpu, and torch has it for NCCL alone; use 'fp16'",
         ),
         (
             {"options": {"torch-ddp": {"communication_hook": "powersgd"}}},
-            "options.torch-ddp.communication_hook: 'powersgd': gloo's ranks wait for each other without end",
+            "options.torch-ddp.communication_hook: 'powersgd': the device is a cpu, and gloo's ranks wait",
         ),
         (
             {"options": {"tf-multiworker": {"implementation": "nccl"}}},
-            "options.tf-multiworker.implementation: 'nccl': NCCL connects GPUs, and the device is a cpu",
+            "options.tf-multiworker.implementation: 'nccl': the device is a cpu, and NCCL connects GPUs; use 'auto'",
         ),
         (
             {"trainers": "horovod-tf", "options": {"horovod-tf": {"hierarchical_allreduce": [False, True]}}},
-            "options.horovod-tf.hierarchical_allreduce: true: Horovod has it for NCCL alone, on GPUs",
+            "options.horovod-tf.hierarchical_allreduce: True: the device is a cpu, and Horovod has it for NCCL alone; use",
         ),
     ],
 )

@@ -70,9 +70,9 @@ def test_tuning_in_small(write_study: WriteStudy, records: Records, tmp_path: Pa
     run(write_study(**small("tuning")), tmp_path / "out")
     found = series(records(tmp_path / "out"))
     assert len(found) == 2 * 2 + 2 * 2 + 2 * 2 + 2
-    assert "torch-ddp bucket_cap_mb=1.0 communication_hook=fp16 fp32" in found
+    assert "torch-ddp bucket_cap_mb=1 communication_hook=fp16 fp32" in found
     assert (tmp_path / "out" / "figures" / "ways.png").exists()
-    swept = found["horovod-torch fusion_threshold_mb=0.0 cycle_time_ms=5.0 fp32"]
+    swept = found["horovod-torch fusion_threshold_mb=0 cycle_time_ms=5 fp32"]
     for report in swept.reports:
         assert report.software is not None
         variables = report.software.variables

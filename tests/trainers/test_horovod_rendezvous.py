@@ -20,7 +20,7 @@ def rank_of(rank: int, world_size: int, per_node: int) -> Rank:
         local_rank=rank % per_node,
         local_world_size=min(per_node, world_size - node * per_node),
         node_rank=node,
-        host=f"node{node}",
+        host="host",
     )
 
 
@@ -32,6 +32,7 @@ def test_cross_ranks_count_the_nodes_that_have_a_local_rank(world_size: int, per
         peers = [peer for peer in ranks if peer.local_rank == rank.local_rank]
         assert int(told["HOROVOD_CROSS_SIZE"]) == len(peers)
         assert int(told["HOROVOD_CROSS_RANK"]) == peers.index(rank)
+        assert told["HOROVOD_HOSTNAME"] == f"host-{rank.node_rank}"
         assert int(told["HOROVOD_LOCAL_SIZE"]) == sum(peer.node_rank == rank.node_rank for peer in ranks)
 
 

@@ -20,7 +20,6 @@ from scalestudy.trainers.options import (
     MirroredOptions,
     MultiWorkerOptions,
     Options,
-    changed,
 )
 from scalestudy.trainers.trainer import TRAINERS
 from scalestudy.trainers.trial import Data, Execution, Optimizer, Trial
@@ -113,7 +112,7 @@ def other_ways() -> Iterator[Any]:
 
 
 def way(trainer: str, tolerance: float, **changes: Any) -> Any:
-    named = [changed(value) if isinstance(value, get_args(Options)) else value for value in changes.values()]
+    named = [changes(value) if isinstance(value, get_args(Options)) else value for value in changes.values()]
     return pytest.param(trainer, changes, tolerance, id=f"{trainer} {' '.join(map(str, named))}")
 
 
