@@ -23,7 +23,7 @@ class HorovodTf(TfTrainer):
         self._options = trial.options
         self._rank = rank
         if trial.device == "gpu":
-            take_gpus(tf.config.list_physical_devices("GPU")[rank.local_rank : rank.local_rank + 1])
+            take_gpus(rank.local_rank)
         check_build(trial, mpi=hvd.mpi_built(), nccl=hvd.nccl_built())
         meet(rank, self._options, trial.measurement.deadline_s)
         hvd.init()

@@ -92,7 +92,7 @@ class TfMultiWorker(_TfDistribute):
         super().__init__(trial, devices=1)
         assert isinstance(trial.options, MultiWorkerOptions)
         if trial.device == "gpu":
-            take_gpus(tf.config.list_physical_devices("GPU")[rank.local_rank : rank.local_rank + 1])
+            take_gpus(rank.local_rank)
         self._strategy = tf.distribute.MultiWorkerMirroredStrategy(
             communication_options=tf.distribute.experimental.CommunicationOptions(
                 bytes_per_pack=trial.options.bytes_per_pack,
@@ -111,7 +111,7 @@ class TfMirrored(_TfDistribute):
         super().__init__(trial, devices=trial.world_size)
         assert isinstance(trial.options, MirroredOptions)
         if trial.device == "gpu":
-            take_gpus(tf.config.list_physical_devices("GPU")[: trial.world_size])
+            take_gpus(0, trial.world_size)
         else:
             cpu = tf.config.list_physical_devices("CPU")[0]
             tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * trial.world_size)
