@@ -75,6 +75,11 @@ def broken(path: Path, field: str) -> None:
             "--launcher: no launcher 'slrum'; did you mean 'slurm'? known: local, slurm",
         ),
         (lambda path: broken(path, "environments: {torch-ddp: /no/python}\n#"), [], "'/no/python' is no program"),
+        (
+            lambda path: broken(path, "environments: {torch-ddp: {image: x.sqsh, runtime: pyxis}}\n#"),
+            [],
+            "environments.torch-ddp.runtime: 'pyxis': is a plugin of Slurm's; with launcher 'local' use 'apptainer'",
+        ),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(

@@ -107,6 +107,24 @@ def test_each_framework_in_an_environment_of_its_own(
             assert frameworks == set(TRAINERS[name.split()[0]].distributions)
 
 
+def test_a_trainer_in_a_container_of_its_own_beside_one_without(
+    write_study: WriteStudy, records: Records, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Debian has no apptainer: what stands here notes the image, and runs the command outside.
+    apptainer = tmp_path / "bin" / "apptainer"
+    apptainer.parent.mkdir()
+    apptainer.write_text(f'#!/bin/bash\necho "$4" >> {tmp_path}/images\nshift 4\nexec "$@"\n')
+    apptainer.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{apptainer.parent}:{os.environ['PATH']}")
+    image = {"image": "torch.sif", "runtime": "apptainer", "python": sys.executable}
+    study = write_study(
+        trainers=["torch-ddp", "tf-multiworker"], models="cnn", world_sizes=[2], environments={"torch-ddp": image}
+    )
+    run(study, tmp_path / "out")
+    assert len(series(records(tmp_path / "out"))) == 2
+    assert (tmp_path / "images").read_text() == "torch.sif\n" * 2
+
+
 def test_the_doctor_looks_into_the_environments_of_a_study(
     write_study: WriteStudy, environments: dict[str, str]
 ) -> None:
