@@ -60,9 +60,9 @@ def test_modes_in_small(write_study: WriteStudy, records: Records, tmp_path: Pat
     assert len(found) == 2 + 2 + 3 + 3 + 4
     assert (tmp_path / "out" / "figures" / "compilation.png").exists()
     assert (tmp_path / "out" / "figures" / "ways.png").exists()
-    for trainer in ("torch-ddp", "horovod-torch", "tf-multiworker", "horovod-tf"):
+    for trainer in ("torch-ddp", "horovod-torch"):
         usual, compiled = (found[f"{name} fp32"].reports[0] for name in (trainer, f"{trainer} compiled"))
-        # What compiling costs is in the first step, and not hidden by a cache that another trial has filled.
+        # Compiling is in the first step, and no cache that the other trial has filled hides it: seconds, not tens of ms.
         assert compiled.phases["first_step"] > usual.phases["first_step"]
 
 
