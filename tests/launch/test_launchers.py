@@ -20,7 +20,8 @@ def test_a_path_is_relative_to_the_study_and_a_name_is_looked_for(tmp_path: Path
     python.parent.mkdir(parents=True)
     python.symlink_to(sys.executable)
     (tmp_path / "studies").mkdir()
-    asked = study(torch_ddp="../venv/bin/python", horovod_torch="sh", tf_mirrored={"image": "x", "runtime": "apptainer"})
+    box = {"image": "x", "runtime": "apptainer"}
+    asked = study(torch_ddp="../venv/bin/python", horovod_torch="sh", tf_mirrored=box)
     found = own_programs(asked, tmp_path / "studies" / "s.yaml")
     # The link itself: where it lies tells a virtual environment's Python which one it is.
     assert Path(str(found["torch-ddp"])).samefile(python)

@@ -62,7 +62,7 @@ def test_modes_in_small(write_study: WriteStudy, records: Records, tmp_path: Pat
     assert (tmp_path / "out" / "figures" / "ways.png").exists()
     for trainer in ("torch-ddp", "horovod-torch"):
         usual, compiled = (found[f"{name} fp32"].reports[0] for name in (trainer, f"{trainer} compiled"))
-        # Compiling is in the first step, and no cache that the other trial has filled hides it: seconds, not tens of ms.
+        # Seconds, not tens of milliseconds: no cache that the other trial has filled hides what compiling costs.
         assert compiled.phases["first_step"] > usual.phases["first_step"]
 
 
