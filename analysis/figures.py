@@ -17,6 +17,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import (
     FixedFormatter,
     FixedLocator,
@@ -148,7 +149,10 @@ def step_time(spread: pd.DataFrame) -> Figure:
                     medianprops={"color": "black", "linewidth": 1.5},
                 )
         for series in present:
-            axes.bar(0, 0, color=looks[series].colour, hatch=looks[series].hatch, edgecolor="black", label=series)
+            look = looks[series]
+            # For the legend; a bar of no height would be a line at the bottom.
+            box = {"facecolor": look.colour, "hatch": look.hatch, "edgecolor": "black", "label": series}
+            axes.add_patch(Rectangle((0, 0), 0, 0, **box))
         axes.set_xticks(range(len(sizes)), [str(size) for size in sizes])
         axes.set_ylim(bottom=0)
         axes.set_xlabel("world size (devices)")
@@ -462,7 +466,7 @@ def _panels(
                 legend.values(),
                 legend.keys(),
                 loc="outside lower left",
-                ncols=max(1, min(len(legend), int(figure.get_figwidth() / (0.5 + 0.085 * widest)))),
+                ncols=max(1, min(len(legend), int(figure.get_figwidth() / (0.45 + 0.07 * widest)))),
                 frameon=False,
                 fontsize=9.5,
             )
