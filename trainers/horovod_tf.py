@@ -34,8 +34,8 @@ class HorovodTf(TfTrainer):
             # Not hvd.broadcast_variables: it asks for .ref(), which a variable of Keras 3 does not have.
             variable.assign(hvd.broadcast(variable.value, root_rank=0))
         # One call for all gradients, also eagerly: tensor by tensor Horovod could fuse none. DistributedGradientTape
-        # does so too; it would put the exchange into what XLA compiles.
-        self._exchange = tf.function(self._average)
+        # does so too, and like this leaves one rank alone; it would put the exchange into what XLA compiles.
+        self._exchange = tf.function(self._average) if self._rank.world_size > 1 else list
         if self._trial.data.source == "synthetic":
             batch = tf_data.resident_batch(self._trial, self._rank.rank)
             self._train = self._program(lambda: self._train_on(*batch))
