@@ -179,14 +179,14 @@ def ways(table: pd.DataFrame, trials: pd.DataFrame) -> pd.DataFrame:
     its bootstrap interval; none for the usual way itself, and none from one repeat.
     """
     _need(table, POINT)
-    measured = trials[trials.throughput_images_per_s.notna()]
+    by = [*WORK, "world_size", "trainer"]
+    table = table[table.groupby(by).series.transform("size") > 1]
+    measured = trials[trials.throughput_images_per_s.notna() & trials.series.isin(table.series)]
     samples = {key: group.to_numpy() for key, group in measured.groupby(POINT).throughput_images_per_s}
     rows: list[dict[str, Any]] = []
     own: list[NDArray[np.float64]] = []
     usual: list[NDArray[np.float64]] = []
-    for _, group in table.groupby([*WORK, "world_size", "trainer"], sort=True):
-        if len(group) == 1:
-            continue
+    for _, group in table.groupby(by, sort=True):
         # The usual way has the trainer's bare name, which is the shortest and comes first.
         first, *others = group.sort_values("series")[POINT].to_dict("records")
         for row in (first, *others):
@@ -208,11 +208,13 @@ def compilation(table: pd.DataFrame, trials: pd.DataFrame) -> pd.DataFrame:
     steps the mode has paid for itself; infinite where its steps are not shorter. `shown` as for `comparisons`.
     """
     _need(table, [*POINT, "first_step_s", "step_time_s", "throughput_low", "throughput_high"])
-    measured = trials[trials.throughput_images_per_s.notna()]
+    by = [*WORK, "world_size", "trainer", "options"]
+    table = table[table.groupby(by).execution.transform("size") > 1]
+    measured = trials[trials.throughput_images_per_s.notna() & trials.series.isin(table.series)]
     samples = {key: group[["first_step_s", "step_time_s"]].to_numpy().T for key, group in measured.groupby(POINT)}
     rows: list[dict[str, Any]] = []
     groups: list[tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]] = []
-    for _, group in table.groupby([*WORK, "world_size", "trainer", "options"], sort=True):
+    for _, group in table.groupby(by, sort=True):
         eager = group[group.execution == "eager"]
         for prepared in group[group.execution != "eager"].to_dict("records") if len(eager) else ():
             plain = eager.iloc[0]
