@@ -17,17 +17,18 @@ def headline(points: pd.DataFrame, comparisons: pd.DataFrame, compilation: pd.Da
     """Return each workload with its sentences: how its series compare at each world size, how each scales, and when a
     compiled one has paid for itself.
     """
+    compared, compiled = dict(iter(comparisons.groupby(WORK))), dict(iter(compilation.groupby(WORK)))
     return [
         (
             f"{key[0]}, {key[1]} scaling",
-            [*_faster(_of(comparisons, key)), *_scales(rows), *_pays(_of(compilation, key))],
+            [
+                *(_faster(compared[key]) if key in compared else ()),
+                *_scales(rows),
+                *(_pays(compiled[key]) if key in compiled else ()),
+            ],
         )
         for key, rows in points.groupby(WORK, sort=True)
     ]
-
-
-def _of(rows: pd.DataFrame, key: Any) -> pd.DataFrame:
-    return rows[(rows[WORK] == list(key)).all(axis=1)]
 
 
 def _faster(here: pd.DataFrame) -> Iterator[str]:
