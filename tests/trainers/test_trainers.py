@@ -111,9 +111,9 @@ def other_ways() -> Iterator[Any]:
     yield way("tf-mirrored", 1e-5, options=MirroredOptions(cross_device_ops="reduction_to_one_device"))
 
 
-def way(trainer: str, tolerance: float, **changes: Any) -> Any:
-    named = [changes(value) if isinstance(value, get_args(Options)) else value for value in changes.values()]
-    return pytest.param(trainer, changes, tolerance, id=f"{trainer} {' '.join(map(str, named))}")
+def way(trainer: str, tolerance: float, **fields: Any) -> Any:
+    named = [changes(value) if isinstance(value, get_args(Options)) else value for value in fields.values()]
+    return pytest.param(trainer, fields, tolerance, id=f"{trainer} {' '.join(map(str, named))}")
 
 
 @pytest.fixture(scope="module")
