@@ -20,6 +20,7 @@ from scalestudy.trainers.options import (
     MirroredOptions,
     MultiWorkerOptions,
     Options,
+    changes,
 )
 from scalestudy.trainers.trainer import TRAINERS
 from scalestudy.trainers.trial import Data, Execution, Optimizer, Trial
