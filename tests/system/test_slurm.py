@@ -58,7 +58,8 @@ def launcher(cluster: SlurmCluster, monkeypatch: pytest.MonkeyPatch) -> Iterator
         interpreter = folder / "interpreter"
         interpreter.write_text(f"#!/bin/bash\nfolder=$3\n{script}\n")
         interpreter.chmod(0o755)
-        return SlurmLauncher({"torch-ddp": str(interpreter)}, container, {**environ, "PATH": os.environ["PATH"]})
+        own = {} if container else {"torch-ddp": str(interpreter)}
+        return SlurmLauncher(own, container, {**environ, "PATH": os.environ["PATH"]})
 
     yield make
     cluster.tell("scancel", job)
