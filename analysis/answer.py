@@ -10,7 +10,7 @@ from scalestudy.analysis.metrics import WORK
 # Below this share of the reference's throughput per device, added devices are said to be poorly used.
 EFFICIENCY_FLOOR = 0.8
 # Of more series than this the rest stand in the tables alone.
-MOST_NAMED = 5
+_MOST_NAMED = 5
 
 
 def headline(points: pd.DataFrame, comparisons: pd.DataFrame, compilation: pd.DataFrame) -> list[tuple[str, list[str]]]:
@@ -42,10 +42,10 @@ def _ranking(size: int, rows: pd.DataFrame) -> str:
     beaten = rows[rows.shown]
     shown = [
         f"{row.ratio:.2f}× as fast as {row.slower} ({row.ratio_low:.2f}–{row.ratio_high:.2f}×)"
-        for row in beaten.head(MOST_NAMED).itertuples()
+        for row in beaten.head(_MOST_NAMED).itertuples()
     ]
-    if len(beaten) > MOST_NAMED:
-        shown.append(f"and up to {beaten.ratio.max():.2f}× as fast as the other {len(beaten) - MOST_NAMED}")
+    if len(beaten) > _MOST_NAMED:
+        shown.append(f"and up to {beaten.ratio.max():.2f}× as fast as the other {len(beaten) - _MOST_NAMED}")
     once = [f"{row.slower} ({row.ratio:.2f}×)" for row in rows.itertuples() if row.repeats < 2]
     alike = [
         f"{row.slower} ({row.ratio:.2f}×, {row.ratio_low:.2f}–{row.ratio_high:.2f}×)"
@@ -82,7 +82,7 @@ def _pair(rows: pd.DataFrame) -> Iterator[str]:
 
 
 def _scales(rows: pd.DataFrame) -> Iterator[str]:
-    if rows.series.nunique() > MOST_NAMED:
+    if rows.series.nunique() > _MOST_NAMED:
         # The first of a trainer's is its usual way; how the others scale stands in the tables.
         rows = rows[rows.series.isin(rows.groupby("trainer").series.min())]
     for trainer, line in rows.groupby("series", sort=True):

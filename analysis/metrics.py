@@ -113,7 +113,7 @@ def points(trials: pd.DataFrame) -> pd.DataFrame:
     )
     if table.empty:
         return table
-    samples = {key: group.to_numpy() for key, group in groups.throughput_images_per_s}
+    samples = _throughputs(measured)
     own = [samples[tuple(row)] for row in table[POINT].itertuples(index=False)]
     reference = [
         samples[(*tuple(row)[:-1], size)]
@@ -147,8 +147,7 @@ def comparisons(table: pd.DataFrame, trials: pd.DataFrame) -> pd.DataFrame:
     intervals overlap, and where either was measured once.
     """
     _need(table, [*POINT, "throughput_low", "throughput_high"])
-    measured = trials[trials.throughput_images_per_s.notna()]
-    samples = {key: group.to_numpy() for key, group in measured.groupby(POINT).throughput_images_per_s}
+    samples = _throughputs(trials)
     rows: list[dict[str, Any]] = []
     faster: list[NDArray[np.float64]] = []
     slower: list[NDArray[np.float64]] = []
@@ -181,8 +180,7 @@ def ways(table: pd.DataFrame, trials: pd.DataFrame) -> pd.DataFrame:
     _need(table, POINT)
     by = [*WORK, "world_size", "trainer"]
     table = table[table.groupby(by).series.transform("size") > 1]
-    measured = trials[trials.throughput_images_per_s.notna() & trials.series.isin(table.series)]
-    samples = {key: group.to_numpy() for key, group in measured.groupby(POINT).throughput_images_per_s}
+    samples = _throughputs(trials[trials.series.isin(table.series)])
     rows: list[dict[str, Any]] = []
     own: list[NDArray[np.float64]] = []
     usual: list[NDArray[np.float64]] = []
@@ -205,7 +203,8 @@ def compilation(table: pd.DataFrame, trials: pd.DataFrame) -> pd.DataFrame:
 
     extra_s is what its first step took longer (tracing, compiling, capturing), saved_s what each step after it is
     shorter, both medians over repeats. break_even_steps = extra_s / saved_s, with its bootstrap interval: after so many
-    steps the mode has paid for itself; infinite where its steps are not shorter. `shown` as for `comparisons`.
+    steps the mode has paid for itself; 1e15, which no training takes, where its steps are not shorter. `shown` as for
+    `comparisons`, `slower` its opposite.
     """
     _need(table, [*POINT, "first_step_s", "step_time_s", "throughput_low", "throughput_high"])
     by = [*WORK, "world_size", "trainer", "options"]
@@ -237,6 +236,12 @@ def compilation(table: pd.DataFrame, trials: pd.DataFrame) -> pd.DataFrame:
     low, high = _intervals(list(groups), _break_even_steps)
     steps = [float(_break_even_steps(*group, axis=0)) for group in groups]
     return found.assign(break_even_steps=steps, break_even_low=low, break_even_high=high)
+
+
+def _throughputs(trials: pd.DataFrame) -> dict[Any, NDArray[np.float64]]:
+    """Return the throughputs that the repeats of every point measured."""
+    measured = trials[trials.throughput_images_per_s.notna()]
+    return {key: group.to_numpy() for key, group in measured.groupby(POINT).throughput_images_per_s}
 
 
 def _break_even_steps(

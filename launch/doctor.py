@@ -20,7 +20,6 @@ from scalestudy.trainers.trainer import TRAINERS
 _INSTALL = {
     "torch": "pip install 'scalestudy[torch]'",
     "tensorflow": "pip install 'scalestudy[tensorflow]' (or tensorflow-cpu where there is no NVIDIA GPU)",
-    "keras": "pip install 'scalestudy[tensorflow]' (or tensorflow-cpu where there is no NVIDIA GPU)",
     "horovod": "make horovod, or for another Python: trainers/horovod.sh PYTHON",
     "scalestudy": "install scalestudy there too: PYTHON -m pip install . in its repository",
 }

@@ -5,6 +5,7 @@ import socket
 import threading
 import time
 from collections.abc import Mapping
+from typing import Any
 
 from horovod.runner.http.http_server import RendezvousHandler, RendezvousHTTPServer
 
@@ -13,8 +14,21 @@ from scalestudy.trainers.options import HorovodOptions
 from scalestudy.trainers.trial import Trial
 
 
-def meet(rank: Rank, options: HorovodOptions, timeout_s: float) -> None:
-    """Set what `hvd.init` reads, and see to it that the ranks find their store; raises TimeoutError.
+def join(hvd: Any, trial: Trial, rank: Rank) -> HorovodOptions:
+    """Meet the other ranks and return the trial's options; `hvd` is horovod.torch or horovod.tensorflow.
+
+    Raises ValueError where this build of Horovod cannot do what the trial asks for, TimeoutError where rank 0 is not
+    there in time.
+    """
+    assert isinstance(trial.options, HorovodOptions)
+    check_build(trial, mpi=hvd.mpi_built(), nccl=hvd.nccl_built())
+    _meet(rank, trial.options, trial.measurement.deadline_s)
+    hvd.init()
+    return trial.options
+
+
+def _meet(rank: Rank, options: HorovodOptions, timeout_s: float) -> None:
+    """Set what `hvd.init` reads, and see to it that the ranks find their store.
 
     It is what `horovodrun --gloo` does, without its SSH: our launchers have started the ranks already.
     """

@@ -8,8 +8,7 @@ import tensorflow as tf
 
 from scalestudy.cluster.rank import Rank
 from scalestudy.trainers import tf_data
-from scalestudy.trainers.horovod_rendezvous import check_build, meet
-from scalestudy.trainers.options import HorovodOptions
+from scalestudy.trainers.horovod_rendezvous import join
 from scalestudy.trainers.tf_trainer import TfTrainer, take_gpus
 from scalestudy.trainers.trial import Trial
 
@@ -19,14 +18,10 @@ class HorovodTf(TfTrainer):
 
     def __init__(self, trial: Trial, rank: Rank) -> None:
         super().__init__(trial, devices=1)
-        assert isinstance(trial.options, HorovodOptions)
-        self._options = trial.options
         self._rank = rank
         if trial.device == "gpu":
             take_gpus(rank.local_rank)
-        check_build(trial, mpi=hvd.mpi_built(), nccl=hvd.nccl_built())
-        meet(rank, self._options, trial.measurement.deadline_s)
-        hvd.init()
+        self._options = join(hvd, trial, rank)
 
     def build(self) -> None:
         self._build_network()

@@ -7,8 +7,7 @@ import horovod.torch as hvd
 import torch
 
 from scalestudy.cluster.rank import Rank
-from scalestudy.trainers.horovod_rendezvous import check_build, meet
-from scalestudy.trainers.options import HorovodOptions
+from scalestudy.trainers.horovod_rendezvous import join
 from scalestudy.trainers.torch_trainer import TorchTrainer
 from scalestudy.trainers.trial import Trial
 
@@ -18,11 +17,7 @@ class HorovodTorch(TorchTrainer):
 
     def __init__(self, trial: Trial, rank: Rank) -> None:
         super().__init__(trial, rank)
-        assert isinstance(trial.options, HorovodOptions)
-        self._options = trial.options
-        check_build(trial, mpi=hvd.mpi_built(), nccl=hvd.nccl_built())
-        meet(rank, self._options, trial.measurement.deadline_s)
-        hvd.init()
+        self._options = join(hvd, trial, rank)
 
     def max_over_ranks(self, value: float) -> float:
         largest = hvd.allreduce(torch.tensor(value, dtype=torch.float64), op=hvd.Max, name="largest")
