@@ -103,6 +103,8 @@ def worker_variables(inherited: Mapping[str, str], trial: Trial, process_count: 
     """Return what governs a rank under every launcher: its threads, and how its log is written."""
     threads = str(trial.threads_per_device * (trial.world_size // process_count))
     return {
+        # As NVML numbers them, whose samples are told by rank.
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
         # Frameworks' chatter; an INFO line a step would be part of what is measured.
         "TF_CPP_MIN_LOG_LEVEL": inherited.get("TF_CPP_MIN_LOG_LEVEL", "1"),
         "OMP_NUM_THREADS": threads,

@@ -33,6 +33,8 @@ _GRACE_S = 3.0
 # A node's loss is known to Ray some heartbeats after its actors are gone.
 _NODE_NEWS_S = 20.0
 _ANSWER_S = 30.0
+# Whole, or the parts that a sampler which died has left.
+_TELEMETRY = ("telemetry-*.parquet", "telemetry-*.parts/*.parquet")
 
 
 class Place(NamedTuple):
@@ -46,7 +48,7 @@ class Place(NamedTuple):
 
 
 class Left(NamedTuple):
-    """What a rank left: its exit code, negative for a signal, and its files by name."""
+    """What a rank left: its exit code, negative for a signal, and its files by their place in the trial's folder."""
 
     code: int
     files: dict[str, bytes]
@@ -106,9 +108,10 @@ class RankActor:
         finally:
             os.close(our_end)
             os.close(ranks_end)
-        names = [log_name, f"rank-{rank.rank}.json", "progress.jsonl"]
-        found = [self._folder / name for name in names if (self._folder / name).exists()]
-        left = Left(self._process.returncode, {path.name: path.read_bytes() for path in found})
+        patterns = [log_name, f"rank-{rank.rank}.json", "progress.jsonl", *_TELEMETRY]
+        found = [path for pattern in patterns for path in self._folder.glob(pattern)]
+        files = {str(path.relative_to(self._folder)): path.read_bytes() for path in found}
+        left = Left(self._process.returncode, files)
         shutil.rmtree(self._folder, ignore_errors=True)
         return left
 
@@ -254,6 +257,7 @@ class RayLauncher:
                     (folder / f"rank-{rank}.log").write_text(f"{_said(error)}\n")
                     left, actor_gone = Left(-9, {}), True
                 for name, content in left.files.items():
+                    (folder / name).parent.mkdir(exist_ok=True)
                     (folder / name).write_bytes(content)
                 codes[rank] = left.code
                 if left.code and first_failed is None and not timed_out:

@@ -1,11 +1,11 @@
 """The measuring loop, the same for every trainer: warm-up until it is seen to end, then synchronized windows."""
 
 import math
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
+from scalestudy.cluster.clock import now_s
 from scalestudy.trainers.record import LossPoint, Window
 from scalestudy.trainers.trainer import Trainer
 from scalestudy.trainers.trial import Measurement
@@ -16,9 +16,6 @@ _WARM_UP_SHARE = 0.25
 _WARM_UP_SPAN = 4
 _WARM_UP_TOLERANCE = 0.05
 
-# The wall clock, made monotonic: read once, so that a clock set in mid-run bends no window.
-_EPOCH_S = time.time() - time.perf_counter()
-
 
 @dataclass
 class Measured:
@@ -28,11 +25,6 @@ class Measured:
     warm_up_steady: bool = False
     windows: list[Window] = field(default_factory=list)
     losses: list[LossPoint] = field(default_factory=list)
-
-
-def now_s() -> float:
-    """Return seconds since the Unix epoch, never running backwards."""
-    return _EPOCH_S + time.perf_counter()
 
 
 def measure(trainer: Trainer, plan: Measurement, progress: Callable[[Measured], None]) -> Measured:

@@ -10,6 +10,7 @@ from pydantic import Field
 from scalestudy.cluster.frozen import Frozen
 from scalestudy.cluster.host import Host
 from scalestudy.cluster.rank import Rank
+from scalestudy.cluster.telemetry import Telemetry
 from scalestudy.trainers.trial import Trial
 
 Outcome = Literal["ok", "failed", "timeout", "oom", "diverged", "skipped"]
@@ -57,11 +58,16 @@ class RankError(Frozen):
 
 
 class RankReport(Frozen):
-    """What one process measured; it drives `replicas` devices. Phases are seconds, in order."""
+    """What one process measured; it drives `replicas` devices.
+
+    Phases are seconds, in order; phase_starts_s is when each began. A node's first rank has its host and telemetry.
+    """
 
     rank: Rank
+    pid: int | None = None
     replicas: int = 1
     phases: dict[str, float] = {}
+    phase_starts_s: dict[str, float] = {}
     warm_up_windows: tuple[Window, ...] = ()
     warm_up_steady: bool = False
     windows: tuple[Window, ...] = ()
@@ -71,6 +77,7 @@ class RankReport(Frozen):
     parameter_count: int | None = None
     parameter_checksums: tuple[str, ...] = ()
     host: Host | None = None
+    telemetry: Telemetry | None = None
     software: Software | None = None
     error: RankError | None = None
 

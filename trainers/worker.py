@@ -9,7 +9,6 @@ import os
 import signal
 import sys
 import threading
-import time
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,9 +18,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from scalestudy.cluster.clock import now_s
 from scalestudy.cluster.host import pin, process_age_s, this_host, usable_cpus
 from scalestudy.cluster.rank import Rank
 from scalestudy.cluster.slurm_step import ADDRESSES, step_environ
+from scalestudy.cluster.telemetry import Sampling
 from scalestudy.trainers.data import first_unreadable, list_images
 from scalestudy.trainers.files import write_atomically
 from scalestudy.trainers.measure import Measured, measure
@@ -50,14 +51,19 @@ def main() -> None:
 
 def run(trial: Trial, rank: Rank, folder: Path) -> RankReport:
     """Measure one rank and report, also when it fails."""
-    phases: dict[str, float] = {}
+    phases = _Phases()
     found: dict[str, Any] = {}
+    rate_hz = trial.measurement.telemetry_hz
+    # Before the rank is pinned to its CPUs, where the sampler would stay, and before the device is taken.
+    sampling = Sampling(folder, rank.node_rank, rank.host, rate_hz) if rate_hz and rank.local_rank == 0 else None
     try:
         _run(trial, rank, folder, phases, found)
     except Exception as error:
         traceback.print_exc()
         found["error"] = RankError(kind="oom" if _out_of_memory(error) else "failed", message=_explain(error, trial))
-    return RankReport(rank=rank, phases=phases, **found)
+    if sampling is not None:
+        found["telemetry"] = sampling.stop()
+    return RankReport(rank=rank, pid=os.getpid(), phases=phases.seconds, phase_starts_s=phases.starts_s, **found)
 
 
 def device_cpus(cpus: list[int], trial: Trial, rank: Rank) -> list[int]:
@@ -78,28 +84,44 @@ def checksum(parameters: Mapping[str, NDArray[np.float32]]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _run(trial: Trial, rank: Rank, folder: Path, phases: dict[str, float], found: dict[str, Any]) -> None:
+class _Phases:
+    """When each phase of the rank began, and the seconds it took."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self.starts_s: dict[str, float] = {}
+
+    @contextmanager
+    def timed(self, name: str, since_s: float | None = None) -> Iterator[None]:
+        start_s = now_s() if since_s is None else since_s
+        self.starts_s[name] = start_s
+        try:
+            yield
+        finally:
+            self.seconds[name] = now_s() - start_s
+
+
+def _run(trial: Trial, rank: Rank, folder: Path, phases: _Phases, found: dict[str, Any]) -> None:
     if rank.local_rank == 0:
         found["host"] = this_host()
     given = os.environ.get("SCALESTUDY_CPUS")
     pin([int(cpu) for cpu in given.split(",")] if given else device_cpus(usable_cpus(), trial, rank))
     # From the start of the process: the interpreter and our own imports are part of what a job waits for.
-    phases["import"] = process_age_s()
-    with _timed(phases, "import"):
+    with phases.timed("import", since_s=now_s() - process_age_s()):
         trainer_class = TRAINERS[trial.trainer].load()
-    with _timed(phases, "rendezvous"):
+    with phases.timed("rendezvous"):
         trainer = trainer_class(trial, rank)
-    with _timed(phases, "build"):
+    with phases.timed("build"):
         trainer.build()
-    with _timed(phases, "first_step"):
+    with phases.timed("first_step"):
         trainer.step()
         trainer.synchronize()
     found["software"] = capture(trainer, os.environ)
 
-    with _timed(phases, "warm_up"):
+    with phases.timed("warm_up"):
         trainer.max_over_ranks(0.0)
     measured = measure(trainer, trial.measurement, _progress(trial, rank, folder))
-    phases["warm_up"] += sum(window.end_s - window.start_s for window in measured.warm_up_windows)
+    phases.seconds["warm_up"] += sum(window.end_s - window.start_s for window in measured.warm_up_windows)
     found["warm_up_windows"] = tuple(measured.warm_up_windows)
     found["warm_up_steady"] = measured.warm_up_steady
     found["windows"] = tuple(measured.windows)
@@ -110,7 +132,7 @@ def _run(trial: Trial, rank: Rank, folder: Path, phases: dict[str, float], found
     found["replicas"] = len(replicas)
     found["parameter_count"] = sum(value.size for value in replicas[0].values())
     found["parameter_checksums"] = tuple(checksum(replica) for replica in replicas)
-    with _timed(phases, "test"):
+    with phases.timed("test"):
         found["test_accuracy"] = trainer.test_accuracy()
     trainer.close()
 
@@ -129,15 +151,6 @@ def _progress(trial: Trial, rank: Rank, folder: Path) -> Any:
             file.write(json.dumps(line) + "\n")
 
     return write
-
-
-@contextmanager
-def _timed(phases: dict[str, float], name: str) -> Iterator[None]:
-    start_s = time.perf_counter()
-    try:
-        yield
-    finally:
-        phases[name] = phases.get(name, 0.0) + time.perf_counter() - start_s
 
 
 def _explain(error: Exception, trial: Trial) -> str:

@@ -1,0 +1,53 @@
+"""The sampler, one process a node: `python -m scalestudy.cluster.sampler FOLDER TELEMETRY EPOCH_S`.
+
+Outside the training processes, whose interpreter it would hold up. It ends when its stdin has something to read or is
+closed, writes its samples to FOLDER, and says on stdout what it has sampled: TELEMETRY, filled in.
+"""
+
+import os
+import select
+import sys
+import time
+from pathlib import Path
+
+from scalestudy.cluster.host_counters import HostCounters
+from scalestudy.cluster.nvml import Gpus, visible_gpus
+from scalestudy.cluster.sample_file import SampleWriter
+from scalestudy.cluster.telemetry import Telemetry
+
+
+def main() -> None:
+    """Sample until told to stop."""
+    folder, telemetry, epoch_s = Path(sys.argv[1]), Telemetry.model_validate_json(sys.argv[2]), float(sys.argv[3])
+    gpus, counters, writer = Gpus(), HostCounters(), SampleWriter(folder / telemetry.file)
+    interval_s = 1 / telemetry.rate_hz
+    samples = late = 0
+    due_s = time.perf_counter()
+    while not _told_to_stop(due_s - time.perf_counter()):
+        at_s = epoch_s + time.perf_counter()
+        writer.add([counters.sample(at_s), *gpus.sample(at_s)])
+        samples += 1
+        due_s += interval_s
+        # Held up: what was missed stays missed, rather than be sampled in a row.
+        while due_s < time.perf_counter():
+            due_s += interval_s
+            late += 1
+    writer.close()
+    filled_in = {
+        "samples": samples,
+        "late": late,
+        "gpus": gpus.gpus,
+        "links": gpus.links,
+        "visible": visible_gpus(os.environ.get("CUDA_VISIBLE_DEVICES"), gpus.gpus),
+        "interfaces": counters.interfaces,
+        "missing": {**counters.missing, **gpus.missing},
+    }
+    sys.stdout.write(telemetry.model_copy(update=filled_in).model_dump_json())
+
+
+def _told_to_stop(wait_s: float) -> bool:
+    return bool(select.select([sys.stdin], [], [], max(0.0, wait_s))[0])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+"""What a node's devices did during a trial: who samples it, and what is known of the samples."""
+
+import subprocess
+import sys
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from scalestudy.cluster.clock import EPOCH_S
+from scalestudy.cluster.frozen import Frozen
+from scalestudy.cluster.nvml import Gpu, Link
+
+_STOP_S = 20.0
+
+
+class Telemetry(Frozen):
+    """One node's samples: `file` in the trial's folder holds them, `error` says why they end early or are not there.
+
+    `visible` names the GPUs that CUDA shows to the node's ranks: local rank i has the i-th. `missing` says
+    by device and column why something is null, once. `late` counts the samples that were left out because the sampler
+    was held up.
+    """
+
+    host: str
+    file: str
+    rate_hz: float
+    samples: int = 0
+    late: int = 0
+    gpus: tuple[Gpu, ...] = ()
+    links: tuple[Link, ...] = ()
+    visible: tuple[str, ...] = ()
+    interfaces: tuple[str, ...] = ()
+    missing: Mapping[str, str] = {}
+    error: str | None = None
+
+
+class Sampling:
+    """The sampler of this node, a process of its own: started at once, and ended by `stop`."""
+
+    def __init__(self, folder: Path, node_rank: int, host: str, rate_hz: float) -> None:
+        # By number too: two nodes of one name are two nodes.
+        self._none = Telemetry(host=host, file=f"telemetry-{node_rank}-{host}.parquet", rate_hz=rate_hz)
+        command = ["-m", "scalestudy.cluster.sampler", str(folder), self._none.model_dump_json(), repr(EPOCH_S)]
+        self._process: subprocess.Popen[str] | None = None
+        with suppress(OSError):
+            self._process = subprocess.Popen(
+                [sys.executable, *command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            )
+
+    def stop(self) -> Telemetry:
+        """End the sampler and return what it says of its samples, or why it says nothing."""
+        if self._process is None:
+            return self._failed("the sampler could not be started")
+        try:
+            # A word, not the end of the pipe: who forked meanwhile holds it open.
+            said, _ = self._process.communicate("stop\n", timeout=_STOP_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.communicate()
+            return self._failed(f"the sampler did not end within {_STOP_S:g} s")
+        if self._process.returncode:
+            code = self._process.returncode
+            how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}, see the rank's log"
+            return self._failed(f"the sampler {how}")
+        try:
+            return Telemetry.model_validate_json(said)
+        except ValidationError:
+            return self._failed(f"the sampler said {said[:200]!r}")
+
+    def _failed(self, why: str) -> Telemetry:
+        return self._none.model_copy(update={"error": why})
