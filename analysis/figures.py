@@ -52,6 +52,8 @@ _COLUMNS = 3
 # Of more series the usual way of each trainer is drawn: more lines in a panel cannot be told apart.
 MOST_SERIES = 8
 _MOST_TRAINER_PANELS = 9
+# Of more values in a heat map none is written out.
+_MOST_WRITTEN = 120
 _DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (6, 1.5, 1, 1.5)), (0, (3, 1, 1, 1, 1, 1)))
 _HATCHES = ("", "////", "....", "xxxx", "\\\\\\\\", "++++")
 _EXECUTION_DASHES = {"eager": (0, (1, 1.5)), "graph": (0, (5, 2)), "compiled": "-"}
@@ -318,6 +320,79 @@ def compilation(points: pd.DataFrame, compared: pd.DataFrame) -> Figure:
 
     title = "Compilation: when a slower first step has paid for itself (the first step is in the mean)"
     return _panels(rows, title, draw, width=5.0, by=("trainer", "options"))
+
+
+def energy(points: pd.DataFrame) -> Figure:
+    """Draw joules per image, where an added device that saves no time shows as energy wasted."""
+
+    def from_zero(axes: Axes, rows: pd.DataFrame) -> None:
+        axes.set_ylim(0, 1.15 * rows[["joules_per_image", "joules_per_image_high"]].max().max())
+
+    return _scaling(
+        points[points.joules_per_image.notna()],
+        "joules_per_image",
+        title="Energy per image: what it takes to train on more devices",
+        label=lambda rows: f"J per image ({'GPUs' if rows.device.iloc[0] == 'gpu' else 'processors and memory'})",
+        written=lambda value: f"{value:.3g}",
+        decorate=from_zero,
+    )
+
+
+def timeline(samples: pd.DataFrame, spans: pd.DataFrame) -> Figure:
+    """Draw what every rank's device did from start to end of one trial, the phases shaded; power where it is known."""
+
+    def draw(axes: Axes, rows: pd.DataFrame) -> None:
+        colour = COLOURS[rows.trainer.iloc[0]]
+        for span in spans[spans.trial == rows.trial.iloc[0]].itertuples():
+            if span.phase in _PHASE_COLOURS:
+                name = _PHASE_NAMES.get(span.phase, span.phase)
+                axes.axvspan(span.start_s, span.end_s, color=_PHASE_COLOURS[span.phase], alpha=0.3, lw=0, label=name)
+        ranks = rows.groupby(["rank", "device_name"])
+        for _, line in ranks:
+            axes.plot(line.seconds, line.value, color=colour, linewidth=1.0, alpha=max(0.25, 0.9 / len(ranks) ** 0.5))
+        axes.set_xlim(left=0)
+        axes.set_xlabel("seconds since the trial's start")
+        if rows.quantity.iloc[0] == "busy":
+            axes.set_ylim(0, 105)
+            axes.set_ylabel("device busy (%)")
+        else:
+            axes.set_ylim(bottom=0)
+            axes.set_ylabel("power of a device (W)")
+
+    named = samples.assign(panel=samples.series + ", " + samples.world_size.map(_devices) + ", " + samples.quantity)
+    title = "Devices over time: are they at work when they should be (a line a rank; white: the timed windows)"
+    return _panels(named, title, draw, by=("panel",))
+
+
+def device_map(use: pd.DataFrame) -> Figure:
+    """Draw how busy every rank's device was in every window of one trial: which rank idles."""
+
+    def draw(axes: Axes, rows: pd.DataFrame) -> None:
+        busy = rows.assign(percent=100 * rows.busy, window=rows.window.astype(int) + 1).pivot_table(
+            index=["rank", "host", "device_name"], columns="window", values="percent"
+        )
+        busy.index = [f"rank {rank:.0f}\n{device}" for rank, _, device in busy.index]
+        written = busy.size <= _MOST_WRITTEN
+        sns.heatmap(
+            busy,
+            vmin=0,
+            vmax=100,
+            cmap="cividis",
+            annot=written,
+            fmt=".0f",
+            annot_kws={"fontsize": 8},
+            cbar_kws={"label": "device busy (%)"},
+            yticklabels=max(1, len(busy) // 16),
+            ax=axes,
+        )
+        axes.tick_params(axis="y", rotation=0, labelsize=8)
+        axes.set_xlabel("timed window")
+        axes.set_ylabel("")
+
+    named = use.assign(panel=use.series + ", " + use.world_size.map(_devices))
+    most = int(named.groupby([*WORK, "panel"])["rank"].nunique().max())
+    title = "Which rank idles: how busy its device was, window by window (dark: idle)"
+    return _panels(named, title, draw, by=("panel",), height=max(2.2, 1.4 + 0.35 * min(most, 16)), width=5.2)
 
 
 def loss_curves(losses: pd.DataFrame) -> Figure:

@@ -11,6 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
+from scalestudy.analysis import devices
 from scalestudy.trainers.files import RECORD_NAME, read_record, record_paths
 from scalestudy.trainers.options import changes
 from scalestudy.trainers.record import RankReport, Record
@@ -27,6 +28,8 @@ class Frames:
 
     trials: a row a trial. windows: trial, window, step_time_s (of the slowest rank). losses: trial, step, images, loss
     (mean over processes). phases: trial, phase, seconds (of the slowest rank). memory: trial, rank, peak_memory_bytes.
+    devices: what each device did, by phase and window, see `devices.USE_COLUMNS`. notices: trial, kind, text: what a
+    reader must know of the devices.
     """
 
     trials: pd.DataFrame
@@ -34,6 +37,8 @@ class Frames:
     losses: pd.DataFrame
     phases: pd.DataFrame
     memory: pd.DataFrame
+    devices: pd.DataFrame
+    notices: pd.DataFrame
 
 
 def record_files(out: Path) -> list[Path]:
@@ -61,13 +66,15 @@ def read_records(files: Iterable[Path], damaged: list[Path]) -> Iterator[Record]
         gc.enable()
 
 
-def frames(records: Iterable[Record]) -> Frames:
-    """Return a study's data frames."""
+def frames(records: Iterable[Record], trials_path: Path) -> Frames:
+    """Return a study's data frames; the records' telemetry lies in `trials_path`, a folder a trial."""
     trials: list[dict[str, Any]] = []
     windows: list[tuple[str, *tuple[NDArray[Any], ...]]] = []
     losses: list[tuple[str, *tuple[NDArray[Any], ...]]] = []
     phases: list[tuple[str, str, float]] = []
     memory: list[tuple[str, int, int]] = []
+    use: list[tuple[Any, ...]] = []
+    notices: list[tuple[str, str, str]] = []
     for record in records:
         row = trial_row(record.trial) | {
             "launcher": record.environment.launcher,
@@ -93,10 +100,14 @@ def frames(records: Iterable[Record]) -> Frames:
         row["peak_memory_bytes"] = max((size for _, _, size in processes), default=None)
         row["test_accuracy"] = record.reports[0].test_accuracy
         row["parameter_count"] = record.reports[0].parameter_count
+        row["training_images"] = record.reports[0].training_images
         phases += [(row["trial"], phase, phase_s[phase]) for phase in PHASES if phase in phase_s]
         memory += processes
         windows.append((row["trial"], np.arange(len(steps)), seconds.max(axis=0) / steps))
         losses.append((row["trial"], *_losses(record)))
+        sampled = devices.nodes(record, trials_path / record.trial.folder_name)
+        use += devices.use_rows(record, sampled)
+        notices += devices.notices(record, sampled)
     if any(row["nodes"] > 1 for row in trials):
         # Eight devices of one node are not the same as one of eight nodes; on one node there is nothing to tell apart.
         for row in trials:
@@ -107,6 +118,8 @@ def frames(records: Iterable[Record]) -> Frames:
         losses=_together(losses, ["trial", "step", "images", "loss"]),
         phases=pd.DataFrame(phases, columns=["trial", "phase", "seconds"]),
         memory=pd.DataFrame(memory, columns=["trial", "rank", "peak_memory_bytes"]),
+        devices=pd.DataFrame(use, columns=devices.USE_COLUMNS),
+        notices=pd.DataFrame(notices, columns=devices.NOTICE_COLUMNS),
     )
 
 
@@ -126,6 +139,7 @@ def trial_row(trial: Trial) -> dict[str, Any]:
         work.append(f"{trial.threads_per_device} CPU{'s' if trial.threads_per_device > 1 else ''} a device")
     return {
         "trial": trial.id,
+        "folder_name": trial.folder_name,
         "trainer": trial.trainer,
         "model": trial.model,
         "world_size": trial.world_size,
@@ -183,6 +197,7 @@ def _together(parts: list[tuple[str, *tuple[NDArray[Any], ...]]], columns: list[
 
 _TRIAL_COLUMNS = [
     "trial",
+    "folder_name",
     "trainer",
     "model",
     "launcher",
@@ -212,4 +227,5 @@ _TRIAL_COLUMNS = [
     "peak_memory_bytes",
     "test_accuracy",
     "parameter_count",
+    "training_images",
 ]

@@ -8,6 +8,8 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.stats import bootstrap
 
+from scalestudy.trainers.record import Costs
+
 # What must be the same before two series are set against each other.
 WORK = ["workload", "scaling", "device", "launcher"]
 # A series is a line in a plot: one trainer, run in one way, doing one work at several world sizes.
@@ -47,6 +49,10 @@ RESULT_COLUMNS = [
     "setup_s",
     "first_step_s",
     "options",
+    "device_busy",
+    "joules_per_image",
+    "images_per_s_per_w",
+    "throttled_s",
 ]
 
 
@@ -78,6 +84,43 @@ def with_efficiency(trials: pd.DataFrame) -> pd.DataFrame:
     )
 
 
+def with_devices(trials: pd.DataFrame, devices: pd.DataFrame) -> pd.DataFrame:
+    """Add what the devices did while the windows were timed.
+
+    device_busy and device_busy_p95 (means over devices), sm_active, throttled_s (of the worst device), energy_j, and
+    with it joules_per_image and images_per_s_per_w. Energy is that of the trial's GPUs; of a trial on CPU, that of its
+    hosts' processors and memory. None where a device's is not known: the rest would not be all.
+    """
+    _need(devices, ["trial", "rank", "phase", "window", "busy", "energy_j"])
+    sizes = trials[["trial", "device", "world_size", "nodes"]]
+    measured = devices[devices.phase == "measure"].merge(sizes, on="trial")
+    of_ranks = measured["rank"].notna()
+    did = (
+        measured[of_ranks & measured.window.isna()]
+        .groupby("trial")
+        .agg(
+            device_busy=("busy", "mean"),
+            device_busy_p95=("busy_p95", "mean"),
+            sm_active=("sm_active", "mean"),
+            throttled_s=("throttled_s", "max"),
+        )
+    )
+    windows = measured[(of_ranks == (measured.device == "gpu")) & measured.window.notna()]
+    energy = windows.groupby("trial").agg(
+        energy_j=("energy_j", "sum"),
+        known=("energy_j", "count"),
+        of_devices=("world_size", "first"),
+        of_hosts=("nodes", "first"),
+        device=("device", "first"),
+        windows=("window", "nunique"),
+    )
+    owners = energy.of_devices.where(energy.device == "gpu", energy.of_hosts)
+    complete = energy.energy_j.where(energy.known == owners * energy.windows)
+    joined = trials.join(did, on="trial").join(complete, on="trial")
+    images = joined.global_batch * joined.measured_steps
+    return joined.assign(joules_per_image=joined.energy_j / images, images_per_s_per_w=images / joined.energy_j)
+
+
 def results(trials: pd.DataFrame) -> pd.DataFrame:
     """Return the table others rely on, a row a trial, empty where nothing was measured."""
     return trials.reindex(columns=RESULT_COLUMNS).sort_values(
@@ -107,6 +150,13 @@ def points(trials: pd.DataFrame) -> pd.DataFrame:
             first_step_s=("first_step_s", "median"),
             peak_memory_bytes=("peak_memory_bytes", "median"),
             steady=("warm_up_steady", "all"),
+            training_images=("training_images", "first"),
+            device_busy=("device_busy", "median"),
+            device_busy_p95=("device_busy_p95", "median"),
+            sm_active=("sm_active", "median"),
+            throttled_s=("throttled_s", "max"),
+            joules_per_image=("joules_per_image", "median"),
+            images_per_s_per_w=("images_per_s_per_w", "median"),
         )
         .reset_index()
         .astype({"reference_world_size": int})
@@ -121,11 +171,17 @@ def points(trials: pd.DataFrame) -> pd.DataFrame:
     ]
     at_reference = table.world_size == table.reference_world_size
     low, high = median_intervals(own)
+    joules = dict(iter(measured.groupby(POINT).joules_per_image))
+    joules_low, joules_high = median_intervals(
+        [joules[tuple(row)].dropna().to_numpy() for row in table[POINT].itertuples(index=False)]
+    )
     ratio = np.array([np.median(a) / np.median(b) for a, b in zip(own, reference, strict=True)])
     ratio_low, ratio_high = ratio_intervals(own, reference)
     ratio_low[at_reference], ratio_high[at_reference] = np.nan, np.nan
     ideal = table.world_size / table.reference_world_size
     return table.assign(
+        joules_per_image_low=joules_low,
+        joules_per_image_high=joules_high,
         throughput_low=low,
         throughput_high=high,
         throughput_per_device=table.throughput_images_per_s / table.world_size,
@@ -137,6 +193,31 @@ def points(trials: pd.DataFrame) -> pd.DataFrame:
         efficiency=ratio / ideal,
         efficiency_low=ratio_low / ideal,
         efficiency_high=ratio_high / ideal,
+    )
+
+
+def costs(table: pd.DataFrame, given: Costs) -> pd.DataFrame:
+    """Return a row a point: what a million images cost and emit, and an epoch where its images are known.
+
+    cost = price of a device-hour × devices × hours; its interval is the throughput's. carbon = energy × carbon of a
+    kWh, 1 kWh = 3.6e6 J, its interval the energy's. Columns for which nothing is given, or nothing measured, are empty.
+    """
+    hours = 1e6 / 3600 / table[["throughput_images_per_s", "throughput_low", "throughput_high"]]
+    price = np.nan if given.price_per_device_hour is None else given.price_per_device_hour
+    carbon = np.nan if given.carbon_g_per_kwh is None else given.carbon_g_per_kwh
+    kwh = 1e6 * table[["joules_per_image", "joules_per_image_low", "joules_per_image_high"]] / 3.6e6
+    epoch = table.training_images.fillna(np.nan if given.images_per_epoch is None else given.images_per_epoch) / 1e6
+    found = table[[*POINT, "repeats"]].assign(
+        cost_per_million=price * table.world_size * hours.throughput_images_per_s,
+        # The faster, the cheaper.
+        cost_per_million_low=price * table.world_size * hours.throughput_high,
+        cost_per_million_high=price * table.world_size * hours.throughput_low,
+        carbon_g_per_million=carbon * kwh.joules_per_image,
+        carbon_g_per_million_low=carbon * kwh.joules_per_image_low,
+        carbon_g_per_million_high=carbon * kwh.joules_per_image_high,
+    )
+    return found.assign(
+        cost_per_epoch=found.cost_per_million * epoch, carbon_g_per_epoch=found.carbon_g_per_million * epoch
     )
 
 
@@ -275,6 +356,14 @@ def loss_curves(losses: pd.DataFrame, trials: pd.DataFrame) -> pd.DataFrame:
     """Return the losses on real data, each with its point; images counts what all ranks have seen."""
     real = trials[~trials.data.str.startswith("synthetic")]
     return losses.merge(real[["trial", "repeat", *POINT]], on="trial")
+
+
+def examples(trials: pd.DataFrame, limit: int) -> pd.DataFrame:
+    """Return one trial of each series at its largest world size, the first repeat of it; the usual ways first."""
+    largest = trials[trials.world_size == trials.groupby(SERIES).world_size.transform("max")]
+    first = largest.sort_values([*WORK, "series", "repeat"]).drop_duplicates(SERIES)
+    usual = first.series == first.groupby([*WORK, "trainer"]).series.transform("min")
+    return pd.concat([first[usual], first[~usual]]).head(limit)
 
 
 def most_measured(points: pd.DataFrame, limit: int) -> list[str]:

@@ -2,6 +2,7 @@
 
 import base64
 import io
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -11,9 +12,10 @@ import jinja2
 import pandas as pd
 from matplotlib.figure import Figure
 
-from scalestudy.analysis import answer, figures, metrics
+from scalestudy.analysis import answer, devices, figures, metrics
 from scalestudy.analysis.frames import Frames, frames, read_records, record_files
-from scalestudy.trainers.record import Record
+from scalestudy.trainers.files import read_record
+from scalestudy.trainers.record import Costs, Record
 from scalestudy.trainers.trainer import series_name
 
 
@@ -25,30 +27,36 @@ class Written:
     damaged: list[Path]
 
 
-def write_report(out: Path) -> Written:
-    """Analyse a study's folder; raises ValueError where it holds no record."""
+def write_report(out: Path, prices: Mapping[str, float] | None = None) -> Written:
+    """Analyse a study's folder; `prices` are fields of Costs that replace the study's own.
+
+    Raises ValueError where it holds no record.
+    """
     damaged: list[Path] = []
     facts = _Facts()
     # One record in memory at a time: the frames keep what the report needs.
-    found = frames(facts.seen(record) for record in read_records(record_files(out), damaged))
+    found = frames((facts.seen(record) for record in read_records(record_files(out), damaged)), out / "trials")
     if found.trials.empty:
         raise ValueError(f"{out}: every record there is damaged, the first is {damaged[0]}; run the study again")
     trials = metrics.with_efficiency(metrics.with_throughput(found.trials))
+    trials = metrics.with_devices(trials, found.devices)
     points = metrics.points(trials)
     results = metrics.results(trials)
     results.to_csv(out / "results.csv", index=False)
     results.to_parquet(out / "results.parquet", index=False)
+    found.devices.to_parquet(out / "devices.parquet", index=False)
 
     (out / "figures").mkdir(exist_ok=True)
     shown = metrics.most_measured(points, _MOST_PANELS) if len(points) else []
     drawn = {
         name: _save(figure, out / "figures" / name)
         for name, figure in _draw(
-            found, trials[trials.workload.isin(shown)], points[points.workload.isin(shown)]
+            found, trials[trials.workload.isin(shown)], points[points.workload.isin(shown)], out / "trials"
         ).items()
     }
     html = out / "report.html"
-    html.write_text(_render(facts, trials, points, drawn, damaged))
+    costs = facts.costs.model_copy(update=dict(prices or {}))
+    html.write_text(_render(facts, costs, found, trials, points, drawn, damaged))
     return Written(html=html, damaged=damaged)
 
 
@@ -60,13 +68,15 @@ class _Facts:
         self.environment: dict[str, dict[str, None]] = {}
         self.first: str = ""
         self.last: str = ""
+        self.costs = Costs()
 
     def seen(self, record: Record) -> Record:
         """Note a record and hand it on."""
         where = record.environment
         self.studies.setdefault(where.study, where.study_name)
         self.first = min(filter(None, [self.first, where.started_at]))
-        self.last = max(self.last, where.started_at)
+        if where.started_at >= self.last:
+            self.last, self.costs = where.started_at, where.costs
         self._note("launcher", where.launcher)
         for subject, value in where.scheduler.items():
             self._note(subject, value)
@@ -78,6 +88,15 @@ class _Facts:
             if host.nvidia_driver:
                 self._note("NVIDIA driver", host.nvidia_driver)
         for report in record.reports:
+            if telemetry := report.telemetry:
+                self._note("telemetry", f"{telemetry.rate_hz:g} samples a second")
+                for link in telemetry.links:
+                    nvlinks = f"{link.nvlinks} NVLinks, " if link.nvlinks else ""
+                    self._note("GPU links", f"{link.a}–{link.b}: {nvlinks}{link.path or 'path unknown'}")
+                for what, why in telemetry.missing.items():
+                    # What a lost device did not tell stands among the warnings.
+                    if " " in what or what == "gpu":
+                        self._note("not told by the devices", f"{what}: {why}")
             if software := report.software:
                 self._note("Python", software.python)
                 for name, version in software.versions.items():
@@ -111,7 +130,7 @@ def _save(figure: Figure, path: Path) -> str:
     return f"data:image/svg+xml;base64,{base64.b64encode(svg.getvalue()).decode()}"
 
 
-def _draw(found: Frames, trials: pd.DataFrame, points: pd.DataFrame) -> dict[str, Figure]:
+def _draw(found: Frames, trials: pd.DataFrame, points: pd.DataFrame, trials_path: Path) -> dict[str, Figure]:
     """Return every figure there is something to draw for, in the report's order."""
     if points.empty:
         return {}
@@ -129,12 +148,40 @@ def _draw(found: Frames, trials: pd.DataFrame, points: pd.DataFrame) -> dict[str
     compiled = metrics.compilation(points, trials)
     if len(compiled):
         drawn["compilation"] = figures.compilation(points, compiled)
+    if points.joules_per_image.notna().any():
+        drawn["energy"] = figures.energy(points)
+    drawn |= _draw_devices(found, trials, trials_path)
     losses = metrics.loss_curves(found.losses, trials)
     return drawn if losses.empty else drawn | {"loss_curves": figures.loss_curves(losses)}
 
 
+def _draw_devices(found: Frames, trials: pd.DataFrame, trials_path: Path) -> dict[str, Figure]:
+    """Return the figures of single trials: of each trainer one at its largest world size that has samples."""
+    sampled = trials[trials.trial.isin(found.devices[found.devices["rank"].notna()].trial)]
+    if sampled.empty:
+        return {}
+    chosen = metrics.examples(sampled, _MOST_EXAMPLES)
+    drawn = []
+    for folder_name in chosen.folder_name:
+        record = read_record(trials_path / folder_name)
+        drawn.append(devices.timelines(record, devices.nodes(record, trials_path / folder_name)))
+    samples, spans = (pd.concat(parts) for parts in zip(*drawn, strict=True))
+    named = chosen[["trial", *metrics.POINT]]
+    use = found.devices[found.devices["rank"].notna() & found.devices.window.notna()]
+    return {
+        "timeline": figures.timeline(samples.merge(named, on="trial"), spans),
+        "device_map": figures.device_map(use.merge(named, on="trial")),
+    }
+
+
 def _render(
-    facts: _Facts, trials: pd.DataFrame, points: pd.DataFrame, drawn: dict[str, str], damaged: list[Path]
+    facts: _Facts,
+    costs: Costs,
+    found: Frames,
+    trials: pd.DataFrame,
+    points: pd.DataFrame,
+    drawn: dict[str, str],
+    damaged: list[Path],
 ) -> str:
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
@@ -150,6 +197,10 @@ def _render(
         if len(points)
         else [],
         tables=_tables(points),
+        costs=costs,
+        cost_tables=_tables(metrics.costs(points, costs)) if len(points) and costs != Costs() else [],
+        notices=_notices(found.notices, trials),
+        sampled=len(points) > 0 and points.device_busy.notna().any(),
         most_series=figures.MOST_SERIES,
         series=points.series.nunique() if len(points) else 0,
         several_nodes=len(points) > 0 and points.nodes.max() > 1,
@@ -182,6 +233,21 @@ def _tables(points: pd.DataFrame) -> list[dict[str, Any]]:
     ]
 
 
+def _notices(notices: pd.DataFrame, trials: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return a row a kind of notice: what it means, how many trials have it, and the first of them."""
+    named = notices.merge(trials[["trial", "model", "series", "world_size", "repeat"]], on="trial")
+    return [
+        {
+            "kind": meaning,
+            "count": rows.trial.nunique(),
+            "first": rows.head(_MOST_NOTICES).to_dict("records"),
+            "more": len(rows) - _MOST_NOTICES,
+        }
+        for kind, meaning in _NOTICES.items()
+        if len(rows := named[named.kind == kind])
+    ]
+
+
 def _accuracy(ok: pd.DataFrame) -> list[dict[str, Any]]:
     measured = ok[ok.test_accuracy.notna()]
     grouped = measured.groupby(["workload", "series", "world_size"]).test_accuracy
@@ -193,6 +259,19 @@ def _accuracy(ok: pd.DataFrame) -> list[dict[str, Any]]:
 
 # So many workloads are drawn: past that a figure cannot be read.
 _MOST_PANELS = 6
+
+# So many single trials are drawn.
+_MOST_EXAMPLES = 6
+_MOST_NOTICES = 4
+_NOTICES = {
+    "throttled": "ran on a throttled device: it computed slower than it can",
+    "shared": "shared a device or its host with other work",
+    "busy before": "began on a device that was at work for somebody else",
+    "stolen": "had processor time taken by the hypervisor",
+    "lost": "lost a device's telemetry while it ran",
+    "error": "had a device report an error",
+    "telemetry": "has no telemetry of a node",
+}
 
 _CAPTIONS = {
     "efficiency": "Throughput per device over that at the smallest world size measured. "
@@ -210,6 +289,12 @@ _CAPTIONS = {
     "an interval that reaches across the line shows no difference.",
     "compilation": "Seconds so far over steps so far, on the smallest world size: tracing, compiling and capturing are "
     "in the first step. Caches of compiled code are empty at every start.",
+    "energy": "Energy of the trial's GPUs, or on CPU of its hosts' processors and memory (RAPL), over the images of "
+    "the timed windows.",
+    "timeline": "The first repeat of each trainer at its largest world size. On GPU busy is the share of time in which "
+    "any kernel ran, on CPU that in which the rank's own CPUs did.",
+    "device_map": "The same trials. A rank that waits for others burns a CPU core as if it worked where its framework "
+    "spins; a dark row on GPU is a rank that idles.",
     "loss_curves": "All trainers start from the same parameters and see the same shards, "
     "so the curves of one world size should lie together.",
 }

@@ -93,7 +93,10 @@ def main() -> None:
                     command, environ = ways[name]
                     argv = [*command, "--out", folder / name, "--repeat", str(repeat)]
                     subprocess.run(argv, check=True, env=environ, stdout=subprocess.DEVNULL)
-        tables = [frames(read_records(record_files(folder / name), [])).trials for name in ("local", "slurm", "ray")]
+        tables = [
+            frames(read_records(record_files(folder / name), []), folder / name).trials
+            for name in ("local", "slurm", "ray")
+        ]
         print(table(with_throughput(pd.concat(tables))))
     finally:
         shutil.rmtree(folder, ignore_errors=True)

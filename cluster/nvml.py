@@ -15,7 +15,7 @@ from typing import Any
 
 import pynvml as nvml
 
-from scalestudy.cluster.frozen import Frozen
+from scalestudy.cluster.telemetry import Gpu, Link
 
 # ECC counters and process lists change slowly and take long to ask for.
 _SLOW_S = 1.0
@@ -57,26 +57,6 @@ _GPM = {
 }
 
 
-class Gpu(Frozen):
-    """One NVIDIA GPU, or one MIG instance of it; `name` is that of its samples: gpu0, gpu5/mig0."""
-
-    name: str
-    uuid: str
-    model: str
-    memory_bytes: int | None = None
-    power_limit_w: float | None = None
-    mig: bool = False
-
-
-class Link(Frozen):
-    """How two GPUs of a node reach each other: the path over PCIe, and how many NVLinks end at both."""
-
-    a: str
-    b: str
-    path: str | None
-    nvlinks: int
-
-
 class Gpus:
     """The GPUs of this host; `missing` tells by device and column why something is null."""
 
@@ -91,6 +71,7 @@ class Gpus:
         except nvml.NVMLError as error:
             self.missing["gpu"] = str(error)
             return
+        uncounted: list[_Device] = []
         for index in range(nvml.nvmlDeviceGetCount()):
             # One that is lost, or another job's, costs itself alone.
             try:
@@ -98,13 +79,15 @@ class Gpus:
                 found = [_Device(f"gpu{index}", handle, self.missing)]
                 found += _mig_devices(f"gpu{index}", handle, self.missing)
                 self.gpus += tuple(device.described() for device in found)
+                uncounted += [device for device in found if device.lacks_pcie_counters()]
             except nvml.NVMLError as error:
                 self.missing[f"gpu{index}"] = str(error)
                 continue
             self._devices += found
-        self.links = tuple(self._links())
-        self._watch_xid_events()
-        self._pcie = _PcieRates([device for device in self._devices if device.lacks_pcie_counters()])
+        with suppress(nvml.NVMLError_GpuIsLost):
+            self.links = tuple(self._links())
+            self._watch_xid_events()
+        self._pcie = _PcieRates(uncounted)
 
     def sample(self, at_s: float) -> Iterator[dict[str, Any]]:
         """Yield a row for every device that still answers."""
@@ -203,8 +186,7 @@ class _Device:
             return None
 
     def lacks_pcie_counters(self) -> bool:
-        self._fields()
-        return not self.mig and "pcie_tx_bytes" in self._refused
+        return not self.mig and "pcie_tx_bytes" not in self._fields()
 
     def nvlink_ends(self) -> list[str | None]:
         """Return what every active NVLink ends at: the PCI bus of a GPU, or a switch."""

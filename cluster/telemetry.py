@@ -10,9 +10,28 @@ from pydantic import ValidationError
 
 from scalestudy.cluster.clock import EPOCH_S
 from scalestudy.cluster.frozen import Frozen
-from scalestudy.cluster.nvml import Gpu, Link
 
 _STOP_S = 20.0
+
+
+class Gpu(Frozen):
+    """One NVIDIA GPU, or one MIG instance of it; `name` is that of its samples: gpu0, gpu5/mig0."""
+
+    name: str
+    uuid: str
+    model: str
+    memory_bytes: int | None = None
+    power_limit_w: float | None = None
+    mig: bool = False
+
+
+class Link(Frozen):
+    """How two GPUs of a node reach each other: the path over PCIe, and how many NVLinks end at both."""
+
+    a: str
+    b: str
+    path: str | None
+    nvlinks: int
 
 
 class Telemetry(Frozen):

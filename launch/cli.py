@@ -2,7 +2,7 @@
 
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
@@ -82,7 +82,7 @@ def run(
     folder.create(study.name)
     share = f"nodes-{nodes or 'any'}-repeat-{repeat or 'any'}" if nodes or repeat else None
     with folder.locked(share), _stoppable(console, study_file, trials, folder, chosen) as left_at_first:
-        waiting = _run_pending(console, Origin.of(study.name, text), trials, folder, chosen)
+        waiting = _run_pending(console, Origin.of(study.name, text, study.costs), trials, folder, chosen)
         if share is None:
             _write_report(console, folder)
         if waiting:
@@ -171,13 +171,24 @@ def status(out: Annotated[Path, typer.Argument(metavar="OUT", help="A study's ou
 
 
 @app.command()
-def report(out: Annotated[Path, typer.Argument(metavar="OUT", help="A study's output folder.")]) -> None:
+def report(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="A study's output folder.")],
+    price_per_device_hour: Annotated[
+        float | None,
+        typer.Option(help="Instead of the study's costs.price_per_device_hour.", min=0, show_default=False),
+    ] = None,
+    carbon_g_per_kwh: Annotated[
+        float | None, typer.Option(help="Instead of the study's costs.carbon_g_per_kwh.", min=0, show_default=False)
+    ] = None,
+) -> None:
     """Write tables, plots, report.html, results.parquet and results.csv from a study's records."""
     from rich.console import Console
 
     from scalestudy.launch.folder import StudyFolder
 
-    _write_report(Console(), StudyFolder(out))
+    prices = {"price_per_device_hour": price_per_device_hour, "carbon_g_per_kwh": carbon_g_per_kwh}
+    given = {name: value for name, value in prices.items() if value is not None}
+    _write_report(Console(), StudyFolder(out), given)
 
 
 @app.command()
@@ -300,12 +311,12 @@ def _list_trials(console: "Console", trials: "list[Trial]", folder: "StudyFolder
     console.print(f"{len(trials)} trials, {len(todo)} to run, about {duration(total_s)}", highlight=False)
 
 
-def _write_report(console: "Console", folder: "StudyFolder") -> None:
+def _write_report(console: "Console", folder: "StudyFolder", prices: Mapping[str, float] | None = None) -> None:
     from scalestudy.analysis.report import write_report
     from scalestudy.launch.errors import InputError
 
     try:
-        written = write_report(folder.path)
+        written = write_report(folder.path, prices)
     except ValueError as error:
         raise InputError(str(error)) from None
     for damaged in written.damaged:

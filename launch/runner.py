@@ -15,7 +15,7 @@ from scalestudy.cluster.host import Host, this_host
 from scalestudy.launch.folder import StudyFolder
 from scalestudy.launch.launcher import Launcher, NoCapacityError, nodes_needed, processes, unfit
 from scalestudy.launch.outcome import Ending, ending
-from scalestudy.trainers.record import Environment, RankReport, Record
+from scalestudy.trainers.record import Costs, Environment, RankReport, Record
 from scalestudy.trainers.trial import Trial
 
 # So often a trial is tried that loses a node every time.
@@ -41,16 +41,18 @@ class Origin:
 
     study_name: str
     study_text: str
+    costs: Costs
     host: Host
     scalestudy: str
     git_commit: str | None
 
     @classmethod
-    def of(cls, study_name: str, study_text: str) -> "Origin":
+    def of(cls, study_name: str, study_text: str, costs: Costs) -> "Origin":
         """Describe this run: the study file as it was written, this host, and the code's commit if it has one."""
         return cls(
             study_name=study_name,
             study_text=study_text,
+            costs=costs,
             host=this_host(),
             scalestudy=version("scalestudy"),
             git_commit=git_commit(Path(__file__).resolve().parent),
@@ -130,6 +132,7 @@ def run_trial(
             git_commit=origin.git_commit,
             study_name=origin.study_name,
             study=origin.study_text,
+            costs=origin.costs,
         ),
     )
     folder.finish(path, record)

@@ -27,6 +27,7 @@ from scalestudy.launch.errors import InputError
 from scalestudy.trainers.data import class_names, mnist_files
 from scalestudy.trainers.models import MODELS, model_spec
 from scalestudy.trainers.options import Options
+from scalestudy.trainers.record import Costs
 from scalestudy.trainers.trainer import TRAINERS, refusal
 from scalestudy.trainers.trial import Data, Device, Execution, Measurement, Optimizer, Precision, Scaling, Trial
 
@@ -169,6 +170,7 @@ class Study(Frozen):
     threads_per_device: PositiveInt | None = None
     loader_workers: int = Field(default=1, ge=0)
     environments: dict[TrainerName, Environment] = {}
+    costs: Costs = Costs()
 
     @field_validator("trainers", "models", "world_sizes")
     @classmethod

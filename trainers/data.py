@@ -59,6 +59,14 @@ def load_arrays(data: Data) -> Arrays | None:
     return _digits(data.image_size) if data.source == "digits" else None
 
 
+def training_images(data: Data) -> int | None:
+    """Return the images of an epoch, or None where there is no end to them."""
+    if data.source == "images":
+        return len(list_images(Path(data.folder or "")).paths)
+    arrays = load_arrays(data)
+    return None if arrays is None else len(arrays.train_labels)
+
+
 def list_images(folder: Path) -> ImageFiles:
     """Return the images of a folder a class, classes in the order of their names; raises ValueError where none are."""
     names = class_names(folder)

@@ -73,6 +73,8 @@ class RankReport(Frozen):
     windows: tuple[Window, ...] = ()
     losses: tuple[LossPoint, ...] = ()
     test_accuracy: float | None = None
+    # Of an epoch; null where the data are synthetic and never end.
+    training_images: int | None = None
     memory: Memory | None = None
     parameter_count: int | None = None
     parameter_checksums: tuple[str, ...] = ()
@@ -80,6 +82,15 @@ class RankReport(Frozen):
     telemetry: Telemetry | None = None
     software: Software | None = None
     error: RankError | None = None
+
+
+class Costs(Frozen):
+    """What devices and energy cost; images of an epoch where the data do not say it."""
+
+    price_per_device_hour: float | None = Field(default=None, gt=0)
+    currency: str = Field(default="USD", pattern=r"^[^\x00-\x1f\x7f]{1,8}$")
+    carbon_g_per_kwh: float | None = Field(default=None, gt=0)
+    images_per_epoch: int | None = Field(default=None, gt=0)
 
 
 class Environment(Frozen):
@@ -95,6 +106,7 @@ class Environment(Frozen):
     git_commit: str | None
     study_name: str
     study: str
+    costs: Costs = Costs()
 
 
 class Record(Frozen):

@@ -23,7 +23,7 @@ from scalestudy.cluster.host import pin, process_age_s, this_host, usable_cpus
 from scalestudy.cluster.rank import Rank
 from scalestudy.cluster.slurm_step import ADDRESSES, step_environ
 from scalestudy.cluster.telemetry import Sampling
-from scalestudy.trainers.data import first_unreadable, list_images
+from scalestudy.trainers.data import first_unreadable, list_images, training_images
 from scalestudy.trainers.files import write_atomically
 from scalestudy.trainers.measure import Measured, measure
 from scalestudy.trainers.record import RankError, RankReport
@@ -134,6 +134,8 @@ def _run(trial: Trial, rank: Rank, folder: Path, phases: _Phases, found: dict[st
     found["parameter_checksums"] = tuple(checksum(replica) for replica in replicas)
     with phases.timed("test"):
         found["test_accuracy"] = trainer.test_accuracy()
+    if rank.rank == 0:
+        found["training_images"] = training_images(trial.data)
     trainer.close()
 
 

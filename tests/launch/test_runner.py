@@ -9,10 +9,10 @@ from scalestudy.cluster.host import Topology, this_host
 from scalestudy.launch.folder import StudyFolder
 from scalestudy.launch.launcher import Exit
 from scalestudy.launch.runner import Origin, pending, run_trials
-from scalestudy.trainers.record import Record
+from scalestudy.trainers.record import Costs, Record
 from scalestudy.trainers.trial import Trial
 
-ORIGIN = Origin(study_name="t", study_text="name: t", host=this_host(), scalestudy="0", git_commit=None)
+ORIGIN = Origin(study_name="t", study_text="name: t", costs=Costs(), host=this_host(), scalestudy="0", git_commit=None)
 MakeTrial = Callable[..., Trial]
 
 

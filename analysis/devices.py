@@ -1,0 +1,399 @@
+"""Telemetry to data frames: what every device of a trial did, by phase and by window, and what it should not have done.
+
+A rank's device is its GPU; on CPU it is the CPUs that it is pinned to. Samples are joined to phases and windows by
+their times: both are read from one clock.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy.integrate import cumulative_trapezoid
+
+from scalestudy.cluster.nvml import POWER_CAP, THROTTLE_REASONS
+from scalestudy.cluster.sample_file import read_samples
+from scalestudy.cluster.telemetry import Telemetry
+from scalestudy.trainers.record import RankReport, Record
+
+Values = NDArray[np.float64]
+
+USE_COLUMNS = [
+    "trial",
+    "rank",
+    "host",
+    "device_name",
+    "phase",
+    "window",
+    "seconds",
+    "busy",
+    "busy_p95",
+    "sm_active",
+    "peak_memory_bytes",
+    "power_w",
+    "energy_j",
+    "throttled_s",
+    "power_capped_s",
+]
+NOTICE_COLUMNS = ["trial", "kind", "text"]
+# A device that is busier than this before the trial has taken it works for somebody else.
+_BUSY_BEFORE = 0.05
+# So much of a rank's CPUs taken by the hypervisor, or of the host's other CPUs by other work, may show in the results.
+_STOLEN, _OTHERS_BUSY = 0.02, 0.10
+_MEASURE = "measure"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Track:
+    """One device over time; all arrays are as long as `time_s`, and NaN where nothing is known.
+
+    busy_s and energy_j are sums since the first sample, unwrapped.
+    """
+
+    name: str
+    time_s: Values
+    busy: Values
+    busy_s: Values
+    sm_active: Values
+    memory_bytes: Values
+    power_w: Values
+    energy_j: Values
+    throttle_reasons: Values
+
+
+@dataclass(frozen=True, kw_only=True)
+class Node:
+    """One node's telemetry with its samples by device, and the ranks that ran there."""
+
+    telemetry: Telemetry
+    samples: Mapping[str, pd.DataFrame]
+    reports: tuple[RankReport, ...]
+
+
+def nodes(record: Record, trial_path: Path) -> list[Node]:
+    """Return the nodes of a trial that have samples."""
+    found: list[Node] = []
+    for first in record.reports:
+        if first.telemetry is None:
+            continue
+        try:
+            samples = read_samples(trial_path / first.telemetry.file)
+        except OSError:
+            # Taken away since, or damaged: `notices` says so.
+            continue
+        own = tuple(report for report in record.reports if report.rank.node_rank == first.rank.node_rank)
+        by_device = {str(name): rows for name, rows in samples.groupby("device", observed=True)}
+        found.append(Node(telemetry=first.telemetry, samples=by_device, reports=own))
+    return found
+
+
+def use_rows(record: Record, found: list[Node]) -> Iterator[tuple[Any, ...]]:
+    """Yield USE_COLUMNS: a row for each device and phase, and one for each window of the phase `measure`.
+
+    `rank` and the rest are None in the row `host` of a node: its energy is that of all its processors.
+    """
+    for node in found:
+        for report in node.reports:
+            for track in rank_tracks(record, report, node):
+                yield from _rows(record.trial.id, report.rank.rank, node, report, track)
+        if (host := _host_track(node)) is not None:
+            yield from _rows(record.trial.id, None, node, node.reports[0], host)
+
+
+def notices(record: Record, found: list[Node]) -> Iterator[tuple[str, str, str]]:
+    """Yield NOTICE_COLUMNS: what a reader must know of the devices before quoting the trial."""
+    read = {node.telemetry.file for node in found}
+    for report in record.reports:
+        if (telemetry := report.telemetry) is not None:
+            if telemetry.error is not None:
+                yield record.trial.id, "telemetry", f"no telemetry of {telemetry.host}: {telemetry.error}"
+            elif telemetry.file not in read:
+                yield record.trial.id, "telemetry", f"{telemetry.file} is missing or damaged"
+    for node in found:
+        host = node.telemetry.host
+        used = {track.name for report in node.reports for track in rank_tracks(record, report, node)}
+        for name, why in node.telemetry.missing.items():
+            if name in node.telemetry.visible and name in used:
+                yield record.trial.id, "lost", f"{name} of {host}: {why}"
+        kinds = _gpu_notices if record.trial.device == "gpu" else _cpu_notices
+        for kind, text in kinds(record, node):
+            yield record.trial.id, kind, text
+
+
+def timelines(record: Record, found: list[Node]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return what the ranks' devices did from the trial's start on, and its phases as its first rank saw them.
+
+    Samples: trial, rank, device_name, quantity (`busy` in percent, or `power` in watts), seconds, value. Spans: trial,
+    phase, start_s, end_s.
+    """
+    spans = phase_spans(record.reports[0])
+    began_s = min((start_s for start_s, _ in spans.values()), default=0.0)
+    parts = [
+        pd.DataFrame(
+            {
+                "trial": record.trial.id,
+                "rank": report.rank.rank,
+                "device_name": track.name,
+                "quantity": quantity,
+                "seconds": track.time_s - began_s,
+                "value": values,
+            }
+        )
+        for node in found
+        for report in node.reports
+        for track in rank_tracks(record, report, node)
+        for quantity, values in (("busy", 100 * track.busy), ("power", track.power_w))
+        if np.isfinite(values).any()
+    ]
+    ends = [(record.trial.id, phase, start_s - began_s, end_s - began_s) for phase, (start_s, end_s) in spans.items()]
+    return (
+        pd.concat(parts)
+        if parts
+        else pd.DataFrame(columns=["trial", "rank", "device_name", "quantity", "seconds", "value"]),
+        pd.DataFrame(ends, columns=["trial", "phase", "start_s", "end_s"]),
+    )
+
+
+def phase_spans(report: RankReport) -> dict[str, tuple[float, float]]:
+    """Return when each phase of a rank began and ended; `measure` is all its timed windows."""
+    spans = {
+        phase: (start_s, start_s + report.phases.get(phase, 0.0)) for phase, start_s in report.phase_starts_s.items()
+    }
+    if report.windows:
+        spans[_MEASURE] = (report.windows[0].start_s, report.windows[-1].end_s)
+    if report.windows and "warm_up" in spans:
+        # Its phase counts the windows alone, not what is between them.
+        spans["warm_up"] = (spans["warm_up"][0], report.windows[0].start_s)
+    return spans
+
+
+def rank_tracks(record: Record, report: RankReport, node: Node) -> list[Track]:
+    """Return the tracks of the devices that a rank drives."""
+    if record.trial.device == "cpu":
+        cpus = list(report.software.cpus) if report.software else []
+        return [_cpu_track(node.samples["host"], cpus)] if cpus and "host" in node.samples else []
+    share = record.trial.world_size // report.rank.world_size
+    first = report.rank.local_rank * share
+    names = node.telemetry.visible[first : first + share]
+    return [_gpu_track(name, node.samples[name]) for name in names if name in node.samples]
+
+
+def _gpu_track(name: str, samples: pd.DataFrame) -> Track:
+    time_s, busy, power_w = (_values(samples, column) for column in ("time_s", "busy", "power_w"))
+    return Track(
+        name=name,
+        time_s=time_s,
+        busy=busy,
+        busy_s=_integral(time_s, busy),
+        sm_active=_values(samples, "sm_active"),
+        memory_bytes=_values(samples, "memory_used_bytes"),
+        power_w=power_w,
+        energy_j=_energy_j(time_s, _values(samples, "energy_j"), power_w),
+        throttle_reasons=_values(samples, "throttle_reasons"),
+    )
+
+
+def _cpu_track(samples: pd.DataFrame, cpus: list[int]) -> Track:
+    name = f"CPU {', '.join(map(str, cpus))}" if len(cpus) <= 4 else f"{len(cpus)} CPUs from {cpus[0]}"
+    time_s = _values(samples, "time_s")
+    busy_s = _of_cpus(samples, "cpu_busy_s", cpus)
+    unknown = np.full(len(time_s), np.nan)
+    # Of CPUs the kernel counts no energy one by one, and no memory.
+    return Track(
+        name=name,
+        time_s=time_s,
+        # The kernel counts in ticks of 10 ms: a short time may seem to hold more than there is.
+        busy=np.minimum(_rate(time_s, busy_s), 1),
+        busy_s=busy_s - busy_s[0],
+        sm_active=unknown,
+        memory_bytes=unknown,
+        power_w=unknown,
+        energy_j=unknown,
+        throttle_reasons=unknown,
+    )
+
+
+def _host_track(node: Node) -> Track | None:
+    if "host" not in node.samples:
+        return None
+    samples = node.samples["host"]
+    cpus = list(range(len(samples.cpu_busy_s.iloc[0])))
+    energy_j = _values(samples, "energy_j")
+    track = _cpu_track(samples, cpus)
+    return Track(
+        **(
+            vars(track)
+            | {
+                "name": "host",
+                "memory_bytes": _values(samples, "memory_used_bytes"),
+                "energy_j": energy_j,
+                "power_w": _rate(track.time_s, energy_j),
+            }
+        )
+    )
+
+
+def _rows(trial: str, rank: int | None, node: Node, report: RankReport, track: Track) -> Iterator[tuple[Any, ...]]:
+    spans: list[tuple[str, int | None, float, float]] = [
+        (phase, None, *span) for phase, span in phase_spans(report).items()
+    ]
+    spans += [(_MEASURE, window, taken.start_s, taken.end_s) for window, taken in enumerate(report.windows)]
+    starts_s, ends_s = np.array([span[2:] for span in spans]).reshape(-1, 2).T
+    seconds = ends_s - starts_s
+    first, behind = np.searchsorted(track.time_s, starts_s), np.searchsorted(track.time_s, ends_s)
+    between_s = np.diff(track.time_s, prepend=track.time_s[0])
+    throttled_s = np.cumsum(between_s * _held(track, sum(THROTTLE_REASONS)))
+    capped_s = np.cumsum(between_s * _held(track, POWER_CAP))
+    busy = np.minimum(_gained(track, track.busy_s, starts_s, ends_s) / np.maximum(seconds, 1e-9), 1)
+    energy_j = _gained(track, track.energy_j, starts_s, ends_s)
+    throttled_s, capped_s = (_gained(track, sums, starts_s, ends_s) for sums in (throttled_s, capped_s))
+    for place, (phase, window, _, _) in enumerate(spans):
+        inside = slice(first[place], behind[place])
+        yield (
+            trial,
+            rank,
+            node.telemetry.host,
+            track.name,
+            phase,
+            window,
+            seconds[place],
+            busy[place],
+            _quantile(track.busy[inside], 0.95) if window is None else np.nan,
+            _mean(track.sm_active[inside]),
+            _largest(track.memory_bytes[inside]),
+            energy_j[place] / max(seconds[place], 1e-9),
+            energy_j[place],
+            throttled_s[place],
+            capped_s[place],
+        )
+
+
+def _gpu_notices(record: Record, node: Node) -> Iterator[tuple[str, str]]:
+    own = {report.pid for report in node.reports}
+    for report in node.reports:
+        spans = phase_spans(report)
+        # What is there before the ranks have met is not theirs: until then no framework has touched a device.
+        taken_s = spans["rendezvous"][0] if "rendezvous" in spans else -np.inf
+        measure = spans.get(_MEASURE, (np.inf, np.inf))
+        for track in rank_tracks(record, report, node):
+            place = f"rank {report.rank.rank}'s {track.name} of {node.telemetry.host}"
+            inside = (track.time_s >= measure[0]) & (track.time_s <= measure[1])
+            named = [text for bit, text in THROTTLE_REASONS.items() if np.nansum(_held(track, bit)[inside])]
+            if named:
+                share = np.nanmean(_held(track, sum(THROTTLE_REASONS))[inside])
+                yield "throttled", f"{place} was throttled {share:.0%} of the measured time: {', '.join(named)}"
+            before = _mean(track.busy[track.time_s < taken_s])
+            samples = node.samples[track.name]
+            foreign = _foreign(samples[samples.time_s < taken_s], own, expected=0)
+            if before > _BUSY_BEFORE:
+                yield "busy before", f"{place} was {before:.0%} busy before the trial began"
+            elif foreign:
+                yield "busy before", f"{place} was held by {_processes(foreign)} before the trial began"
+            during = samples[(samples.time_s >= measure[0]) & (samples.time_s <= measure[1])]
+            if others := _foreign(during, own, expected=1):
+                yield "shared", f"{place} was shared with {_processes(others)} while it was measured"
+            if (xids := samples.xid.dropna()).size:
+                yield "error", f"{place} reported XID {', '.join(f'{xid:.0f}' for xid in xids.unique())}"
+
+
+def _cpu_notices(record: Record, node: Node) -> Iterator[tuple[str, str]]:
+    if "host" not in node.samples:
+        return
+    samples = node.samples["host"]
+    time_s = _values(samples, "time_s")
+    pinned = {cpu for report in node.reports if report.software for cpu in report.software.cpus}
+    others = [cpu for cpu in range(len(samples.cpu_busy_s.iloc[0])) if cpu not in pinned]
+    start_s, end_s = phase_spans(node.reports[0]).get(_MEASURE, (np.nan, np.nan))
+    for kind, column, cpus, limit, text in (
+        ("stolen", "cpu_steal_s", sorted(pinned), _STOLEN, "the hypervisor took {:.0%} of the ranks' CPUs of {}"),
+        ("shared", "cpu_busy_s", others, _OTHERS_BUSY, "other work kept {:.0%} of the other CPUs of {} busy"),
+    ):
+        if cpus:
+            gained = np.diff(np.interp([start_s, end_s], time_s, _of_cpus(samples, column, cpus)))[0]
+            if (share := gained / (end_s - start_s)) > limit:
+                yield kind, text.format(share, node.telemetry.host)
+
+
+def _foreign(samples: pd.DataFrame, own: set[int | None], expected: int) -> set[int]:
+    """Return the processes on a device that are none of our ranks.
+
+    In a container the driver's process numbers may not be ours: then one of them is taken for `expected` ranks.
+    """
+    seen = {process["pid"] for listed in samples.processes.dropna() for process in listed}
+    if seen & own:
+        return seen - own
+    return seen if len(seen) > expected else set()
+
+
+def _processes(pids: set[int]) -> str:
+    return f"process{'es' if len(pids) > 1 else ''} {', '.join(map(str, sorted(pids)))}"
+
+
+def _values(samples: pd.DataFrame, column: str) -> Values:
+    values: Values = samples[column].to_numpy(np.float64, na_value=np.nan)
+    return values
+
+
+def _of_cpus(samples: pd.DataFrame, column: str, cpus: list[int]) -> Values:
+    """Return the mean over CPUs of seconds that each has counted."""
+    by_cpu: Values = np.stack(samples[column].to_numpy())
+    mean: Values = by_cpu[:, [cpu for cpu in cpus if cpu < by_cpu.shape[1]]].mean(axis=1)
+    return mean
+
+
+def _rate(time_s: Values, sums: Values) -> Values:
+    """Return the change a second up to each sample; none at the first."""
+    changes: Values = np.diff(sums, prepend=np.nan) / np.maximum(np.diff(time_s, prepend=np.nan), 1e-9)
+    return changes
+
+
+def _integral(time_s: Values, values: Values) -> Values:
+    """Return the integral from the first known value on, by trapezoids over the known ones."""
+    known = np.isfinite(values)
+    if not known.any():
+        return np.full(len(time_s), np.nan)
+    sums = cumulative_trapezoid(values[known], time_s[known], initial=0)
+    integral: Values = np.interp(time_s, time_s[known], sums, left=np.nan, right=np.nan)
+    return integral
+
+
+def _energy_j(time_s: Values, counter_j: Values, power_w: Values) -> Values:
+    """Return the energy since the first sample: from the device's counter, else from its power.
+
+    Where the counter falls it has wrapped or was reset, and where it is null there is none: that interval's energy is
+    then the power's integral. How wide the counter is differs by driver.
+    """
+    gained, integrated = np.diff(counter_j), np.diff(_integral(time_s, power_w))
+    return np.concatenate([[0.0], np.cumsum(np.where(gained >= 0, gained, integrated))])
+
+
+def _held(track: Track, reasons: int) -> Values:
+    """Return 1 where any of the reasons held the device's clock back, 0 where none did, NaN where it is not known."""
+    known = np.isfinite(track.throttle_reasons)
+    held: Values = np.where(known, np.nan_to_num(track.throttle_reasons).astype(np.int64) & reasons != 0, np.nan)
+    return held
+
+
+def _gained(track: Track, sums: Values, starts_s: Values, ends_s: Values) -> Values:
+    """Return what sums gained in each span, interpolated between samples; NaN where a span is not covered."""
+    ends, starts = (np.interp(at_s, track.time_s, sums, left=np.nan, right=np.nan) for at_s in (ends_s, starts_s))
+    gained: Values = ends - starts
+    return gained
+
+
+def _quantile(values: Values, share: float) -> float:
+    known = values[np.isfinite(values)]
+    return float(np.quantile(known, share)) if known.size else np.nan
+
+
+def _mean(values: Values) -> float:
+    known = values[np.isfinite(values)]
+    return float(known.mean()) if known.size else np.nan
+
+
+def _largest(values: Values) -> float:
+    known = values[np.isfinite(values)]
+    return float(known.max()) if known.size else np.nan
