@@ -368,7 +368,8 @@ def device_map(use: pd.DataFrame) -> Figure:
     """Draw how busy every rank's device was in every window of one trial: which rank idles."""
 
     def draw(axes: Axes, rows: pd.DataFrame) -> None:
-        busy = rows.assign(percent=100 * rows.busy, window=rows.window.astype(int) + 1).pivot_table(
+        # Not pivot_table: it would leave out a device that told nothing, which stays blank.
+        busy = rows.assign(percent=100 * rows.busy, window=rows.window.astype(int) + 1).pivot(
             index=["rank", "host", "device_name"], columns="window", values="percent"
         )
         busy.index = [f"rank {rank:.0f}\n{device}" for rank, _, device in busy.index]

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from datetime import UTC, datetime
 from typing import Any
 
 import pynvml as nvml
@@ -98,7 +99,8 @@ class Gpus:
             except nvml.NVMLError_GpuIsLost:
                 # It does not come back without a reset; every further question would take seconds.
                 self._devices.remove(device)
-                self.missing[device.name] = f"lost at {at_s:.3f}: {nvml.NVMLError(nvml.NVML_ERROR_GPU_IS_LOST)}"
+                at = datetime.fromtimestamp(at_s, UTC).isoformat(timespec="seconds")
+                self.missing[device.name] = f"lost at {at}: {nvml.NVMLError(nvml.NVML_ERROR_GPU_IS_LOST)}"
                 continue
             yield row | self._pcie.of(device) | {"xid": xids.get(device.address)}
 

@@ -52,7 +52,7 @@ SCHEMA = pa.schema(
     ]
 )
 # A part is as long as a tenth of what came before, within these bounds: a month is some thousands of them.
-_PART_S = (10.0, 600.0)
+_PART_S = (30.0, 600.0)
 _PART_SHARE = 0.1
 _PART_ROWS = 20_000
 

@@ -1,7 +1,9 @@
 """What tests of several floors need: a small trial, and a record as a rank would leave it."""
 
 import os
+import subprocess
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,6 +26,16 @@ def _no_leaked_environment() -> Iterator[None]:
     own = ("PYTEST_", "KERAS_", "TF_", "TF2_", "KMP_", "TORCHINDUCTOR_")
     changed = {name for name in before.keys() ^ os.environ.keys() if not name.startswith(own)}
     assert not changed, f"the test left {changed} in the environment"
+
+
+@pytest.fixture(scope="session")
+def nvml_standin(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder for LD_LIBRARY_PATH with a libnvidia-ml.so.1 of eight scripted GPUs, see nvml_standin.c."""
+    folder = tmp_path_factory.mktemp("nvml")
+    source = Path(__file__).parent / "cluster/nvml_standin.c"
+    library = folder / "libnvidia-ml.so.1"
+    subprocess.run(["cc", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-o", library, source], check=True)
+    return folder
 
 
 @pytest.fixture

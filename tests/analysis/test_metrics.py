@@ -302,7 +302,8 @@ def test_results_have_the_columns_others_rely_on(make_trial: MakeTrial, make_rec
     assert ",".join(table.columns) == (
         "trial,trainer,model,launcher,world_size,nodes,repeat,scaling,per_device_batch,global_batch,precision,"
         "execution,data,outcome,throughput_images_per_s,step_time_s,efficiency,speedup,compute_scaling,load_balance,"
-        "communication,input,peak_memory_bytes,energy_j,setup_s,first_step_s,options"
+        "communication,input,peak_memory_bytes,energy_j,setup_s,first_step_s,options,device_busy,joules_per_image,"
+        "images_per_s_per_w,throttled_s"
     )
     assert table[["compute_scaling", "load_balance", "communication", "input", "energy_j"]].isna().all(axis=None)
 

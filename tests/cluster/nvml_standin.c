@@ -2,6 +2,8 @@
  *
  * Structures and numbers are nvml.h's, as nvidia-ml-py passes them. Times count from nvmlInit.
  *
+ * All are 90 % busy from NVML_STANDIN_BUSY_S on (0 if not set), gpu7 from the start.
+ *
  *   gpu0  healthy, Hopper: 400 W, every query answered; runs the process NVML_STANDIN_PID; four NVLinks to gpu1
  *   gpu1  old: no power, energy, clocks, throttle reasons, utilization, ECC, events, or PCIe counters
  *   gpu2  lost after NVML_STANDIN_LOST_S seconds (1 if not set)
@@ -81,13 +83,13 @@ static double age_s(void) {
     return (double)(now.tv_sec - began.tv_sec) + 1e-9 * (double)(now.tv_nsec - began.tv_nsec);
 }
 
-static double lost_after_s(void) {
-    const char *given = getenv("NVML_STANDIN_LOST_S");
-    return given ? atof(given) : 1.0;
+static double given_s(const char *variable, double usual) {
+    const char *given = getenv(variable);
+    return given ? atof(given) : usual;
 }
 
 /* What every question about a device begins with. */
-static int there(const device *of) { return of->index == 2 && age_s() > lost_after_s() ? LOST : OK; }
+static int there(const device *of) { return of->index == 2 && age_s() > given_s("NVML_STANDIN_LOST_S", 1.0) ? LOST : OK; }
 
 #define ASK(of)                     \
     do {                            \
@@ -164,7 +166,8 @@ int nvmlDeviceGetEnforcedPowerLimit(device *of, unsigned *limit_mw) {
 int nvmlDeviceGetUtilizationRates(device *of, utilization *rates) {
     ASK(of);
     if (of->index == 1 || of->index == 5) return UNSUPPORTED;
-    *rates = (utilization){90, 40};
+    int idle = of->index != 7 && age_s() < given_s("NVML_STANDIN_BUSY_S", 0.0);
+    *rates = idle ? (utilization){0, 0} : (utilization){90, 40};
     return OK;
 }
 

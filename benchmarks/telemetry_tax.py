@@ -1,0 +1,171 @@
+"""What telemetry costs: steps with the sampler at 10 and at 100 Hz against steps without, interleaved in one run.
+
+Usage: python benchmarks/telemetry_tax.py [ROUNDS]
+
+Ratio = throughput with the sampler / without. Samplers of both rates run beside the ranks, stopped (SIGSTOP) but in the
+windows that they have a part in. Windows of half a second take turns; a second window without a sampler in each round
+shows what the machine's noise alone makes of two equal things. Medians over rounds with their 95 % bootstrap intervals.
+The last column is the processor time that a sample takes, as the kernel counts it: with every core at work, the rate
+times that is the share of one core that telemetry takes.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+from scipy.stats import bootstrap
+
+from scalestudy.cluster.host import pin, usable_cpus
+from scalestudy.cluster.ports import free_ports
+from scalestudy.cluster.rank import Rank
+from scalestudy.cluster.telemetry import Sampling
+from scalestudy.launch.local import environment, local_ranks
+from scalestudy.trainers.measure import steps_for, timed_window
+from scalestudy.trainers.trainer import TRAINERS
+from scalestudy.trainers.trial import Data, Measurement, Optimizer, Trial
+from scalestudy.trainers.worker import device_cpus
+
+WINDOW_S = 0.5
+RATES_HZ = (10.0, 100.0)
+CNN = Data(source="synthetic", channels=1, image_size=32, classes=10)
+
+
+class Sampler:
+    """A sampler that can be held."""
+
+    def __init__(self, folder: Path, node_rank: int, rate_hz: float) -> None:
+        self._sampling = Sampling(folder, node_rank, "here", rate_hz)
+        [self._pid] = {child.pid for child in psutil.Process().children()} - Sampler.pids
+        Sampler.pids.add(self._pid)
+
+    pids: set[int] = set()
+
+    def hold(self) -> None:
+        os.kill(self._pid, signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        os.kill(self._pid, signal.SIGCONT)
+
+    def cpu_s(self) -> float:
+        spent = psutil.Process(self._pid).cpu_times()
+        return float(spent.user + spent.system)
+
+    def stop(self) -> int:
+        """End it and return how many samples it took."""
+        self.go_on()
+        return self._sampling.stop().samples
+
+
+def rank_main(folder: Path, count: int) -> None:
+    """Take the windows of one rank in turn; the first rank holds the samplers, and writes what everything took."""
+    trial = Trial.model_validate_json((folder / "trial.json").read_bytes())
+    rank = Rank.from_environ(os.environ)
+    samplers = [Sampler(folder, number, rate) for number, rate in enumerate(RATES_HZ)] if rank.rank == 0 else []
+    pin(device_cpus(usable_cpus(), trial, rank))
+    trainer: Any = TRAINERS[trial.trainer].load()(trial, rank)
+    trainer.build()
+    # Past the samplers' own imports.
+    timed_window(trainer, steps_for(3.0, timed_window(trainer, 20).end_s - timed_window(trainer, 20).start_s) * 20)
+    for sampler in samplers:
+        sampler.hold()
+    step_s = trainer.max_over_ranks(-np.subtract(*timed_window(trainer, 50)[:2])) / 50
+    steps = steps_for(WINDOW_S, step_s)
+    idle_s = [sampler.cpu_s() for sampler in samplers]
+    rounds: list[list[float]] = []
+    for index in range(count):
+        took_s = [0.0] * 4
+        for place in range(4):
+            # Everyone goes first as often as last: none, 10 Hz, 100 Hz, none again.
+            who = (index + place) % 4
+            active = samplers[who - 1] if samplers and who in (1, 2) else None
+            if active:
+                active.go_on()
+            window = timed_window(trainer, steps)
+            took_s[who] = float(trainer.max_over_ranks(window.end_s - window.start_s))
+            if active:
+                active.hold()
+        rounds.append(took_s)
+    if rank.rank == 0:
+        spent_s = [sampler.cpu_s() - before for sampler, before in zip(samplers, idle_s, strict=True)]
+        active_s = [sum(took[who] for took in rounds) for who in (1, 2)]
+        per_sample_s = [
+            spent / (active * rate) for spent, active, rate in zip(spent_s, active_s, RATES_HZ, strict=True)
+        ]
+        for sampler in samplers:
+            sampler.stop()
+        (folder / "rounds.json").write_text(json.dumps([rounds, per_sample_s]))
+    trainer.close()
+    sys.stdout.flush()
+    os._exit(0)
+
+
+def measure(trainer: str, batch: int, world_size: int, count: int) -> tuple[list[list[float]], list[float]]:
+    """Start the ranks, and return the seconds of every round and the processor time of a sample at each rate."""
+    trial = Trial(
+        trainer=trainer,
+        model="cnn",
+        data=CNN,
+        scaling="weak",
+        world_size=world_size,
+        devices_per_node=world_size,
+        device="cpu",
+        per_device_batch=batch,
+        execution=TRAINERS[trainer].execution,
+        options=TRAINERS[trainer].options(),
+        optimizer=Optimizer(),
+        measurement=Measurement(),
+        threads_per_device=1,
+        seed=1,
+        repeat=0,
+    )
+    ranks = local_ranks(world_size)
+    addresses = [f"127.0.0.1:{port}" for port in free_ports(world_size)]
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "trial.json").write_text(trial.model_dump_json(by_alias=True))
+        started = [
+            subprocess.Popen(
+                [sys.executable, __file__, "--rank", folder, str(count)],
+                env=environment(os.environ, trial, rank, addresses) | {"SCALESTUDY_LIFELINE": ""},
+            )
+            for rank in ranks
+        ]
+        if any(process.wait() for process in started):
+            raise SystemExit(f"{trainer} world size {world_size}: a rank failed")
+        rounds, per_sample_s = json.loads(Path(folder, "rounds.json").read_text())
+        return rounds, per_sample_s
+
+
+def main() -> None:
+    """Print a row a case."""
+    if sys.argv[1:2] == ["--rank"]:
+        rank_main(Path(sys.argv[2]), int(sys.argv[3]))
+    count = int(sys.argv[1]) if len(sys.argv) > 1 else 200
+    print("| trainer | ranks | 10 Hz / none | 100 Hz / none | none / none again | CPU time of a sample at 10, 100 Hz |")
+    print("|---" * 6 + "|")
+    for trainer, batch in (("torch-ddp", 64), ("tf-multiworker", 64)):
+        for world_size in (1, 2):
+            rounds, per_sample_s = measure(trainer, batch, world_size, count)
+            ratios = [
+                with_interval([(none + again) / 2 / took[who] for took in rounds for none, again in [took[::3]]])
+                for who in (1, 2)
+            ]
+            noise = with_interval([none / again for none, _, _, again in rounds])
+            cpu = ", ".join(f"{1e3 * spent:.2f} ms" for spent in per_sample_s)
+            print(f"| {trainer} | {world_size} | {ratios[0]} | {ratios[1]} | {noise} | {cpu} |", flush=True)
+
+
+def with_interval(ratios: list[float]) -> str:
+    """Return the median with its bootstrap 95 % interval."""
+    interval = bootstrap((ratios,), np.median, method="percentile", rng=1).confidence_interval
+    return f"{np.median(ratios):.4f} ({interval.low:.4f}–{interval.high:.4f})"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,64 @@
+"""Samples on disk: what a torn tail costs, and that memory stays bounded."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scalestudy.cluster import sample_file
+from scalestudy.cluster.sample_file import SampleWriter, parts_path, read_samples
+
+
+def row(at_s: float) -> dict[str, Any]:
+    return {"time_s": at_s, "device": "gpu0", "power_w": at_s * 2, "processes": [{"pid": 7, "memory_bytes": None}]}
+
+
+@pytest.fixture
+def in_parts_of_ten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sample_file, "_PART_ROWS", 10)
+
+
+@pytest.mark.usefixtures("in_parts_of_ten")
+def test_a_file_is_whole_at_the_end_and_its_parts_are_gone(tmp_path: Path) -> None:
+    writer = SampleWriter(tmp_path / "telemetry.parquet")
+    for at_s in range(25):
+        writer.add([row(at_s)])
+        assert len(writer._rows) < 10
+    writer.close()
+    assert [path.name for path in tmp_path.iterdir()] == ["telemetry.parquet"]
+    samples = read_samples(tmp_path / "telemetry.parquet")
+    assert samples.time_s.tolist() == list(range(25))
+    assert samples.power_w.tolist() == [2 * at_s for at_s in range(25)]
+    assert samples.processes.iloc[3][0]["pid"] == 7
+    assert samples.energy_j.isna().all()
+
+
+@pytest.mark.usefixtures("in_parts_of_ten")
+def test_a_torn_tail_costs_the_last_part_alone(tmp_path: Path) -> None:
+    path = tmp_path / "telemetry.parquet"
+    writer = SampleWriter(path)
+    for at_s in range(25):
+        writer.add([row(at_s)])
+    # The machine went down in the middle of a third part.
+    (parts_path(path) / "000002.unfinished").write_bytes((parts_path(path) / "000001.parquet").read_bytes()[:100])
+    assert read_samples(path).time_s.tolist() == list(range(20))
+
+
+def test_parts_grow_with_what_came_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s = 0.0
+    monkeypatch.setattr("time.monotonic", lambda: now_s)
+    writer = SampleWriter(tmp_path / "telemetry.parquet")
+    sizes = []
+    for minute in range(60 * 24):
+        now_s = 60.0 * minute
+        writer.add([row(now_s)])
+        sizes.append(len(writer._rows))
+    # At first a part every half a minute, at last one every ten minutes: a day is some 150 of them, not 1,440.
+    assert sizes[:3] == [1, 0, 0]
+    assert max(sizes) == 9
+    assert len(list(parts_path(tmp_path / "telemetry.parquet").iterdir())) < 200
+
+
+def test_no_samples_is_an_error_that_names_the_file(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"telemetry\.parquet: no samples there"):
+        read_samples(tmp_path / "telemetry.parquet")
