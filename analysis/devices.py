@@ -43,6 +43,8 @@ NOTICE_COLUMNS = ["trial", "kind", "text"]
 _BUSY_BEFORE = 0.05
 # So much of a rank's CPUs taken by the hypervisor, or of the host's other CPUs by other work, may show in the results.
 _STOLEN, _OTHERS_BUSY = 0.02, 0.10
+# What the host adds around a window is microseconds.
+_CLOCKS_DIFFER = 0.01
 _MEASURE = "measure"
 
 
@@ -112,6 +114,8 @@ def notices(record: Record, found: list[Node]) -> Iterator[tuple[str, str, str]]
                 yield record.trial.id, "telemetry", f"no telemetry of {telemetry.host}: {telemetry.error}"
             elif telemetry.file not in read:
                 yield record.trial.id, "telemetry", f"{telemetry.file} is missing or damaged"
+        if (off := _clocks_differ(report)) is not None:
+            yield record.trial.id, "clock", f"rank {report.rank.rank}'s windows are {off:+.1%} by its device's clock"
     for node in found:
         host = node.telemetry.host
         used = {track.name for report in node.reports for track in rank_tracks(record, report, node)}
@@ -155,6 +159,14 @@ def timelines(record: Record, found: list[Node]) -> tuple[pd.DataFrame, pd.DataF
         else pd.DataFrame(columns=["trial", "rank", "device_name", "quantity", "seconds", "value"]),
         pd.DataFrame(ends, columns=["trial", "phase", "start_s", "end_s"]),
     )
+
+
+def _clocks_differ(report: RankReport) -> float | None:
+    """Return by how much the windows last longer on the device's clock than on the host's, if it shows."""
+    by_device_s = sum(window.device_s or 0.0 for window in report.windows)
+    by_host_s = sum(window.end_s - window.start_s for window in report.windows)
+    off = by_device_s / by_host_s - 1 if by_device_s and by_host_s else 0.0
+    return off if abs(off) > _CLOCKS_DIFFER else None
 
 
 def phase_spans(report: RankReport) -> dict[str, tuple[float, float]]:

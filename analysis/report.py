@@ -269,6 +269,7 @@ _NOTICES = {
     "busy before": "began on a device that was at work for somebody else",
     "stolen": "had processor time taken by the hypervisor",
     "lost": "lost a device's telemetry while it ran",
+    "clock": "was not timed alike by host and device: do not trust it",
     "error": "had a device report an error",
     "telemetry": "has no telemetry of a node",
 }

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from scalestudy.launch.folder import StudyFolder
     from scalestudy.launch.launcher import Launcher
     from scalestudy.launch.runner import Origin
-    from scalestudy.launch.study import Study
+    from scalestudy.launch.study import Layout, Study
     from scalestudy.trainers.trial import Trial
 
 app = typer.Typer(
@@ -67,22 +67,26 @@ def run(
     study, text = load_study(study_file), study_file.read_text()
     chosen = make_launcher(launcher or study.launcher, study, study_file)
     topology = chosen.capacity()
+    layout = resolve(study, study_file, topology)
+    folder = StudyFolder(out.expanduser() if out else Path("results") / study.name)
+    console = Console()
+    origin = Origin.of(study.name, text, study.costs)
+    if study.searches_batch and not (dry_run or nodes or repeat):
+        study = _settle_batches(console, study, study_file, layout, folder, chosen, origin)
     trials = [
         trial
-        for trial in study_trials(study, study_file, resolve(study, study_file, topology))
+        for trial in study_trials(study, study_file, layout)
         if nodes in (None, nodes_needed(trial)) and repeat in (None, trial.repeat + 1)
     ]
     if not chosen.elastic:
         check_capacity(trials, study_file, chosen.name, topology)
-    folder = StudyFolder(out.expanduser() if out else Path("results") / study.name)
-    console = Console()
     if dry_run:
         _list_trials(console, trials, folder)
         return
     folder.create(study.name)
     share = f"nodes-{nodes or 'any'}-repeat-{repeat or 'any'}" if nodes or repeat else None
     with folder.locked(share), _stoppable(console, study_file, trials, folder, chosen) as left_at_first:
-        waiting = _run_pending(console, Origin.of(study.name, text, study.costs), trials, folder, chosen)
+        waiting = _run_pending(console, origin, trials, folder, chosen)
         if share is None:
             _write_report(console, folder)
         if waiting:
@@ -217,6 +221,29 @@ def doctor(
             escape(finding.advice),
         )
     Console().print(table)
+
+
+def _settle_batches(
+    console: "Console",
+    study: "Study",
+    study_file: Path,
+    layout: "Layout",
+    folder: "StudyFolder",
+    launcher: "Launcher",
+    origin: "Origin",
+) -> "Study":
+    """Find what `batch: auto` stands for, and say so."""
+    from scalestudy.launch.batch_search import Tries, settle_batches
+    from scalestudy.launch.progress import TriedLines
+
+    folder.create(study.name)
+    with folder.locked():
+        tries = Tries(folder.tries(), launcher, origin, TriedLines(console))
+        settled = settle_batches(study, study_file, layout, tries)
+    for asked, found in zip(study.models, settled.models, strict=True):
+        if isinstance(found.batch, tuple) and asked != found:
+            console.print(f"{found.name}: batch auto is {found.batch[0]} images a device", highlight=False)
+    return settled
 
 
 def _run_pending(

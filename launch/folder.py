@@ -20,11 +20,14 @@ _MARKER = "scalestudy.json"
 
 
 class StudyFolder:
-    """`trials/` holds a folder a trial, `jobs/` what was submitted; a run adds and never deletes or overwrites."""
+    """`trials/` holds a folder a trial, `jobs/` what was submitted; a run adds and never deletes or overwrites.
 
-    def __init__(self, path: Path) -> None:
+    `tries` is the same folder with what `batch: auto` has tried in the place of its trials.
+    """
+
+    def __init__(self, path: Path, trials: str = "trials") -> None:
         self.path = path
-        self.trials_path = path / "trials"
+        self.trials_path = path / trials
         self.jobs_path = path / "jobs"
 
     def create(self, study_name: str) -> None:
@@ -80,6 +83,12 @@ class StudyFolder:
             lock.write(f"process {os.getpid()} on {os.uname().nodename}")
             lock.flush()
             yield
+
+    def tries(self) -> "StudyFolder":
+        """Return where the tries of `batch: auto` lie."""
+        found = StudyFolder(self.path, "tries")
+        found.trials_path.mkdir(exist_ok=True)
+        return found
 
     def trial_path(self, trial: Trial) -> Path:
         """Return where a trial's files lie."""

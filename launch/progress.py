@@ -133,6 +133,28 @@ class LiveBar(PlainLines):
         self._bar.update(self._task, completed=self._count - len(self._waiting))
 
 
+class TriedLines:
+    """One line a try of `batch: auto`."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+
+    def started(self, trial: Trial, folder: Path) -> None:
+        """Say nothing: a line comes when it is done."""
+
+    def tick(self) -> None:
+        """Say nothing."""
+
+    def finished(self, record: Record) -> None:
+        """Print what was tried and whether it fits."""
+        ended = {"ok": "[green]fits[/]", "oom": "does not fit"}.get(record.outcome) or _ended(record)
+        self._console.print(
+            f"tried {escape(described(record.trial))} · {record.trial.per_device_batch} images a device: {ended}",
+            soft_wrap=True,
+            highlight=False,
+        )
+
+
 def duration(seconds: float) -> str:
     """Return seconds as people say them."""
     if seconds < 90:
@@ -147,6 +169,6 @@ def _like(trial: Trial) -> tuple[str, str, int]:
 def _ended(record: Record) -> str:
     if record.outcome != "ok":
         return f"[bold red]{record.outcome}[/]: {escape(record.reason or '')}"
-    slowest_s = max(sum(end - start for start, end, _ in report.windows) for report in record.reports)
+    slowest_s = max(sum(window.end_s - window.start_s for window in report.windows) for report in record.reports)
     steps = sum(window.steps for window in record.reports[0].windows)
     return f"[green]ok[/], {record.trial.global_batch * steps / slowest_s:,.0f} images/s"

@@ -67,6 +67,12 @@ ModelName = Annotated[str, AfterValidator(lambda name: known("model", name, MODE
 Line = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]+$")]
 PositiveInt = Annotated[int, Field(ge=1, strict=True)]
 Counts = Annotated[tuple[PositiveInt, ...], BeforeValidator(_listed), AfterValidator(_distinct), Field(min_length=1)]
+AUTO: Literal["auto"] = "auto"
+# Tagged, so that a mistake in a number is not told as that it is not `auto` as well.
+Batch = Annotated[
+    Annotated[Literal["auto"], Tag("auto")] | Annotated[Counts, Tag("counts")],
+    Discriminator(lambda value: "auto" if value == AUTO else "counts"),
+]
 Executions = Annotated[tuple[Execution, ...], BeforeValidator(_listed), AfterValidator(_distinct), Field(min_length=1)]
 Precisions = Annotated[tuple[Precision, ...], BeforeValidator(_listed), AfterValidator(_distinct), Field(min_length=1)]
 
@@ -76,7 +82,7 @@ class ModelEntry(Frozen):
 
     name: ModelName
     data: str | None = None
-    batch: Counts | None = None
+    batch: Batch | None = None
     image_size: PositiveInt | None = None
     channels: PositiveInt | None = None
     classes: PositiveInt | None = None
@@ -141,7 +147,8 @@ class RayOptions(Frozen):
 
 
 class Study(Frozen):
-    """One study file. `batch` is the per-device batch in weak scaling and the global batch in strong scaling.
+    """One study file. `batch` is the per-device batch in weak scaling and the global batch in strong scaling; `auto`
+    is the largest per-device batch that fits.
 
     `execution` may be given for all trainers or by trainer; who is not named runs as its users do. `options` are by
     trainer, and a list sweeps: every combination is a point of the study.
@@ -153,7 +160,7 @@ class Study(Frozen):
     models: Annotated[tuple[ModelEntry, ...], BeforeValidator(_listed), AfterValidator(_distinct)]
     world_sizes: Annotated[tuple[PositiveInt, ...], BeforeValidator(_listed), AfterValidator(_distinct)]
     scaling: Scaling = "weak"
-    batch: Counts | None = None
+    batch: Batch | None = None
     data: str = "synthetic"
     precision: Precisions = ("fp32",)
     execution: dict[TrainerName, Executions] = {}
@@ -196,6 +203,11 @@ class Study(Frozen):
                 raise ValueError("; ".join(f"{trainer}.{_line(mistake, kind)}" for mistake in error.errors())) from None
         return given
 
+    @property
+    def searches_batch(self) -> bool:
+        """Whether some model's batch is yet to be found."""
+        return any((model.batch or self.batch) == AUTO for model in self.models)
+
     @model_validator(mode="after")
     def _what_is_given_by_trainer_is_used(self) -> "Study":
         by_field: dict[str, Mapping[str, Any]] = {"options": self.options, "execution": self.execution}
@@ -213,6 +225,10 @@ class Study(Frozen):
             batches = model.batch or self.batch
             if batches is None:
                 raise ValueError(f"models.{index} ({model.name}): no batch; give it here or for the whole study")
+            if batches == AUTO:
+                if self.scaling == "strong":
+                    raise ValueError("batch 'auto' is a per-device batch; in strong scaling give the global batch")
+                continue
             for batch in batches if self.scaling == "strong" else ():
                 for world_size in self.world_sizes:
                     if batch % world_size:
@@ -279,7 +295,8 @@ def resolve(study: Study, path: Path, topology: Topology) -> Layout:
 def study_trials(study: Study, path: Path, layout: Layout) -> list[Trial]:
     """Return every trial in the order to run them: repeat by repeat, each shuffled by the study's seed.
 
-    Raises InputError for what only the data or the device can tell: folders, image sizes, what does not exist there.
+    Raises InputError for what only the data or the device can tell: folders, image sizes, what does not exist there,
+    and for a batch that is yet to be found.
     """
     trials: list[Trial] = []
     models = [(model, _data(study, model, path)) for model in study.models]
@@ -305,7 +322,7 @@ def study_trials(study: Study, path: Path, layout: Layout) -> list[Trial]:
                 repeat=repeat,
             )
             for model, data in models
-            for batch in model.batch or study.batch or ()
+            for batch in _batches(study, model, path)
             for precision in study.precision
             for trainer in study.trainers
             for execution in study.execution.get(trainer, (TRAINERS[trainer].execution,))
@@ -319,6 +336,16 @@ def study_trials(study: Study, path: Path, layout: Layout) -> list[Trial]:
         random.Random(f"{study.seed} {repeat}").shuffle(block)
         trials += block
     return trials
+
+
+def _batches(study: Study, model: ModelEntry, path: Path) -> tuple[int, ...]:
+    batches = model.batch or study.batch or ()
+    if batches == AUTO:
+        raise InputError(
+            f"{path}: batch: 'auto' is found by `scalestudy run` of the whole study, also in one allocation by "
+            "`sbatch slurm/scale.sh`; here give the number that it found"
+        )
+    return tuple(map(int, batches))
 
 
 def _data(study: Study, model: ModelEntry, path: Path) -> Data:

@@ -35,7 +35,11 @@ class HorovodTf(TfTrainer):
             batch = tf_data.resident_batch(self._trial, self._rank.rank)
             self._train = self._program(lambda: self._train_on(*batch))
         else:
-            batches = iter(tf_data.dataset(self._trial, range(self._rank.rank, self._rank.rank + 1), self._arrays))
+            fed = tf_data.dataset(self._trial, range(self._rank.rank, self._rank.rank + 1), self._arrays)
+            if self._trial.device == "gpu":
+                # tf.distribute does so by itself.
+                fed = fed.apply(tf.data.experimental.prefetch_to_device(tf.config.list_logical_devices("GPU")[0].name))
+            batches = iter(fed)
             self._train = self._program(lambda: self._train_on(*next(batches)))
 
     def max_over_ranks(self, value: float) -> float:

@@ -85,8 +85,9 @@ def timed_window(trainer: Trainer, steps: int) -> Window:
     """Take so many steps, the device idle at both ends."""
     step = trainer.step
     trainer.synchronize()
-    start_s = now_s()
+    start_s, device_s = now_s(), trainer.device_timer()
     for _ in range(steps):
         step()
+    by_device_s = device_s()
     trainer.synchronize()
-    return Window(start_s, now_s(), steps)
+    return Window(start_s, now_s(), steps, by_device_s)

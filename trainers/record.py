@@ -18,11 +18,15 @@ ErrorKind = Literal["failed", "oom"]
 
 
 class Window(NamedTuple):
-    """`steps` consecutive steps, the device idle at both ends; times in seconds since the Unix epoch."""
+    """`steps` consecutive steps, the device idle at both ends; times in seconds since the Unix epoch.
+
+    device_s is the same span by the device's own clock, null where it has none.
+    """
 
     start_s: float
     end_s: float
     steps: int
+    device_s: float | None = None
 
 
 class LossPoint(NamedTuple):
@@ -55,6 +59,8 @@ class RankError(Frozen):
 
     kind: ErrorKind
     message: str
+    # What the device's allocator held when memory ran out, as the framework prints it.
+    allocator: str | None = None
 
 
 class RankReport(Frozen):

@@ -47,12 +47,23 @@ class TfTrainer:
     def visible_gpus() -> int:
         return len(tf.config.list_physical_devices("GPU"))
 
+    @staticmethod
+    def allocator_summary() -> str | None:
+        held = {
+            gpu.name: tf.config.experimental.get_memory_info(gpu.name) for gpu in tf.config.list_logical_devices("GPU")
+        }
+        return "\n".join(f"{name}: {info}" for name, info in held.items()) or None
+
     def step(self) -> None:
         self._loss = self._train()
 
     def synchronize(self) -> None:
         if self._trial.device == "gpu":
             tf.test.experimental.sync_devices()
+
+    def device_timer(self) -> Callable[[], float | None]:
+        # TensorFlow shows no events of the device.
+        return lambda: None
 
     def loss(self) -> float:
         return float(self._loss.numpy())

@@ -34,12 +34,13 @@ def batches(trial: Trial, rank: int, device: torch.device, arrays: Arrays | None
         case "synthetic":
             return _resident(trial, rank, device)
         case "synthetic-host":
-            return _from_host(trial, rank, device)
+            on_host = _from_host(trial, rank, device)
         case "digits" | "mnist":
             assert arrays is not None
-            return _gathered(trial, rank, device, arrays)
+            on_host = _gathered(trial, rank, device, arrays)
         case "images":
-            return _decoded(trial, rank, device)
+            on_host = _decoded(trial, rank, device)
+    return _ahead(on_host, device) if device.type == "cuda" else on_host
 
 
 class RankBatches(Sampler[list[int]]):
@@ -94,6 +95,26 @@ def _random_crop(width: int, height: int) -> tuple[float, float, float, float]:
     return left, top, left + crop_width, top + crop_height
 
 
+def _ahead(on_host: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
+    """Copy each batch from pinned memory to the GPU while the step before it computes, on a stream of its own."""
+    aside = torch.cuda.Stream(device)
+
+    def copied(batch: Batch) -> Batch:
+        with torch.cuda.stream(aside):
+            images, labels = (part.to(device, non_blocking=True) for part in batch)
+        return images, labels
+
+    ahead = copied(next(on_host))
+    for batch in on_host:
+        ready, current = ahead, torch.cuda.current_stream(device)
+        current.wait_stream(aside)
+        for part in ready:
+            # Its memory was another stream's: not to be used again before this one is done with it.
+            part.record_stream(current)
+        ahead = copied(batch)
+        yield ready
+
+
 def _resident(trial: Trial, rank: int, device: torch.device) -> Iterator[Batch]:
     images, labels = synthetic_batches(trial.data, trial.per_device_batch, 1, trial.seed, rank)
     return itertools.repeat((torch.from_numpy(images[0]).to(device), torch.from_numpy(labels[0]).to(device)))
@@ -107,17 +128,18 @@ def _from_host(trial: Trial, rank: int, device: torch.device) -> Iterator[Batch]
     if device.type == "cuda":
         images, labels = images.pin_memory(), labels.pin_memory()
     for index in itertools.cycle(range(HOST_BATCHES)):
-        # copy=True: on CPU too the batch is copied, as it is on the way to a GPU.
-        yield (
-            images[index].to(device, non_blocking=True, copy=True),
-            labels[index].to(device, non_blocking=True, copy=True),
-        )
+        if device.type == "cuda":
+            yield images[index], labels[index]
+        else:
+            # On CPU too the batch is copied, as it is on the way to a GPU.
+            yield images[index].clone(), labels[index].clone()
 
 
 def _gathered(trial: Trial, rank: int, device: torch.device, arrays: Arrays) -> Iterator[Batch]:
     images, labels = torch.from_numpy(arrays.train_images), torch.from_numpy(arrays.train_labels)
     for indices in RankBatches(trial, rank, len(labels)):
-        yield images[indices].to(device, non_blocking=True), labels[indices].to(device, non_blocking=True)
+        chosen = images[indices], labels[indices]
+        yield (chosen[0].pin_memory(), chosen[1].pin_memory()) if device.type == "cuda" else chosen
 
 
 def _decoded(trial: Trial, rank: int, device: torch.device) -> Iterator[Batch]:
@@ -128,5 +150,4 @@ def _decoded(trial: Trial, rank: int, device: torch.device) -> Iterator[Batch]:
         num_workers=trial.loader_workers,
         pin_memory=device.type == "cuda",
     )
-    for images, labels in loader:
-        yield images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+    yield from loader

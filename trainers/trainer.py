@@ -1,6 +1,6 @@
 """What one way to train in parallel must offer, and which ones there are."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Protocol
@@ -31,6 +31,10 @@ class Trainer(Protocol):
     def visible_gpus() -> int:
         """Return how many GPUs the framework sees."""
 
+    @staticmethod
+    def allocator_summary() -> str | None:
+        """Return what the device's allocator holds, None where it was not used."""
+
     def build(self) -> None:
         """Make model, optimizer and input, the parameters as `models.initial_parameters` has them."""
 
@@ -39,6 +43,9 @@ class Trainer(Protocol):
 
     def synchronize(self) -> None:
         """Wait until the device is idle."""
+
+    def device_timer(self) -> Callable[[], float | None]:
+        """Start the device's own clock; what is returned waits for the device and returns seconds, None without one."""
 
     def loss(self) -> float:
         """Return the loss of this process' shard in the last step."""

@@ -60,7 +60,7 @@ def run(trial: Trial, rank: Rank, folder: Path) -> RankReport:
         _run(trial, rank, folder, phases, found)
     except Exception as error:
         traceback.print_exc()
-        found["error"] = RankError(kind="oom" if _out_of_memory(error) else "failed", message=_explain(error, trial))
+        found["error"] = _rank_error(error, trial)
     if sampling is not None:
         found["telemetry"] = sampling.stop()
     return RankReport(rank=rank, pid=os.getpid(), phases=phases.seconds, phase_starts_s=phases.starts_s, **found)
@@ -143,7 +143,7 @@ def _progress(trial: Trial, rank: Rank, folder: Path) -> Any:
     def write(measured: Measured) -> None:
         if rank.rank != 0:
             return
-        start_s, end_s, steps = (measured.windows or measured.warm_up_windows)[-1]
+        start_s, end_s, steps, _ = (measured.windows or measured.warm_up_windows)[-1]
         line = {
             "phase": "measuring" if measured.windows else "warm-up",
             "windows": len(measured.windows),
@@ -171,10 +171,23 @@ def _explain(error: Exception, trial: Trial) -> str:
     return f"{type(error).__name__}: {line}"
 
 
+def _rank_error(error: Exception, trial: Trial) -> RankError:
+    """Return what went wrong; when memory ran out, with what the device's allocator held."""
+    if not _out_of_memory(error):
+        return RankError(kind="failed", message=_explain(error, trial))
+    allocator = TRAINERS[trial.trainer].load().allocator_summary()
+    if allocator:
+        print(allocator, file=sys.stderr)
+    return RankError(kind="oom", message=_explain(error, trial), allocator=allocator)
+
+
 def _out_of_memory(error: Exception) -> bool:
-    # By name: this module imports no framework.
+    # By name: this module imports no framework. CUDA's libraries and torch's allocator on CPU have no class for it.
     names = {cls.__name__ for cls in type(error).__mro__}
-    return bool(names & {"OutOfMemoryError", "ResourceExhaustedError", "MemoryError"})
+    said = ("out of memory", "_STATUS_ALLOC_FAILED", "DefaultCPUAllocator: can't allocate memory")
+    return bool(names & {"OutOfMemoryError", "ResourceExhaustedError", "MemoryError"}) or any(
+        words in str(error) for words in said
+    )
 
 
 def _die_with_launcher() -> None:

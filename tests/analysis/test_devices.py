@@ -224,6 +224,17 @@ def test_a_trial_without_telemetry_says_so(tmp_path: Path, make_trial: MakeTrial
     assert trials.device_busy.isna().all()
 
 
+@pytest.mark.parametrize(
+    ("by_device_s", "text"), [(3.98, None), (3.6, "rank 0's windows are -10.0% by its device's clock")]
+)
+def test_windows_that_host_and_device_time_differently_are_named(
+    tmp_path: Path, make_trial: MakeTrial, make_record: MakeRecord, by_device_s: float, text: str | None
+) -> None:
+    windows = tuple(window._replace(device_s=by_device_s) for window in WINDOWS)
+    found = frames([as_planted(make_record(make_trial(device="gpu")), None, windows=windows)], tmp_path)
+    assert found.notices.text.tolist() == ([text] if text else [])
+
+
 def test_on_cpu_a_device_is_the_ranks_cpus_and_energy_is_the_hosts(
     tmp_path: Path, make_trial: MakeTrial, make_record: MakeRecord
 ) -> None:

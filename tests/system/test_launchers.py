@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from scalestudy.cluster.sample_file import read_samples
 from scalestudy.trainers.record import Record
 
 pytestmark = pytest.mark.slow
@@ -20,7 +21,9 @@ SCALE = Path(__file__).resolve().parents[2] / "slurm" / "scale.sh"
 MEASURED = {
     "started_at",
     "duration_s",
+    "pid",
     "phases",
+    "phase_starts_s",
     "warm_up_windows",
     "warm_up_steady",
     "windows",
@@ -28,8 +31,10 @@ MEASURED = {
     "test_accuracy",
     "memory",
     "parameter_checksums",
+    "samples",
+    "late",
 }
-PLACED = {"launcher", "scheduler", "host", "cpus"}
+PLACED = {"launcher", "scheduler", "host", "cpus", "file"}
 
 
 def left(value: Any) -> Any:
@@ -61,6 +66,12 @@ def test_local_slurm_and_ray_leave_the_same_records_but_for_launcher_hosts_and_t
     for name, found in by_launcher.items():
         assert [record.outcome for record in found] == ["ok"] * 8, name
         assert {record.environment.launcher for record in found} == {name}
+        # Ray's come home from wherever the rank ran.
+        for record in found:
+            [telemetry] = [report.telemetry for report in record.reports if report.telemetry]
+            assert telemetry.error is None
+            samples = read_samples(tmp_path / name / "trials" / record.trial.folder_name / telemetry.file)
+            assert len(samples[samples.device == "host"]) == telemetry.samples > 5
     plain = {
         name: [left(json.loads(record.model_dump_json())) for record in found] for name, found in by_launcher.items()
     }

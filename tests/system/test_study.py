@@ -54,6 +54,10 @@ def test_a_study_of_every_trainer_leaves_whole_records_and_a_report(
         assert record.reports[0].host == record.environment.host
         for report in record.reports:
             assert list(report.phases) == ["import", "rendezvous", "build", "first_step", "warm_up", "test"]
+            starts_s = [*report.phase_starts_s.values()]
+            assert starts_s == sorted(starts_s)
+            assert report.phase_starts_s["warm_up"] < report.windows[0].start_s
+            assert report.windows[-1].end_s < report.phase_starts_s["test"]
             assert all(seconds >= 0 for seconds in report.phases.values())
             assert len(report.windows) == 2
             assert report.parameter_count == 61_706
@@ -72,6 +76,16 @@ def test_a_study_of_every_trainer_leaves_whole_records_and_a_report(
     assert set(pinned.values()) == {1} or os.cpu_count() != 2
     results = pd.read_csv(tmp_path / "out" / "results.csv")
     assert (results.throughput_images_per_s > 0).all()
+    # Telemetry of the host is joined to the windows: while they were timed the ranks' CPUs were at work.
+    for record in found:
+        [telemetry] = [report.telemetry for report in record.reports if report.telemetry]
+        assert telemetry.error is None
+    devices = pd.read_parquet(tmp_path / "out" / "devices.parquet")
+    timed = devices[devices["rank"].notna() & devices.window.notna()]
+    assert len(timed) == 2 * sum(len(record.reports) for record in found)
+    assert timed.busy.notna().mean() > 0.9
+    assert timed.busy.median() > 0.5
+    assert results.device_busy.between(0.2, 1).all()
     assert (tmp_path / "out" / "report.html").stat().st_size > 100_000
 
 

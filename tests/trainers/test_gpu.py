@@ -1,14 +1,20 @@
 """What only a GPU can show. Without one these tests are skipped, and say so."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from scalestudy.cluster.rank import Rank
+from scalestudy.cluster.ports import free_ports
+from scalestudy.cluster.rank import Rank, rank_environ
+from scalestudy.trainers.measure import timed_window
+from scalestudy.trainers.torch_data import batches
+from scalestudy.trainers.torch_trainer import make_optimizer
 from scalestudy.trainers.trainer import TRAINERS
-from scalestudy.trainers.trial import Trial
+from scalestudy.trainers.trial import Measurement, Optimizer, Trial
+from scalestudy.trainers.worker import run
 
 pytestmark = [
     pytest.mark.slow,
@@ -16,19 +22,80 @@ pytestmark = [
 ]
 
 
-@pytest.mark.parametrize(("precision", "least", "most"), [("fp32", 0.0, 1e-6), ("tf32", 1e-5, 1e-2)])
-def test_tf32_is_off_in_fp32(
-    make_trial: Callable[..., Trial], precision: str, least: float, most: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """TF32 keeps 10 bits of mantissa: a product of 2^-11 off per input where fp32 is 2^-24 off."""
+RANK = Rank(rank=0, world_size=1, local_rank=0, local_world_size=1, node_rank=0, host="here")
+
+
+@pytest.fixture
+def start(make_trial: Callable[..., Trial], monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
+    """Return a maker of torch-ddp trainers on the first GPU, closed after the test."""
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
-    monkeypatch.setenv("MASTER_PORT", "0")
-    rank = Rank(rank=0, world_size=1, local_rank=0, local_world_size=1, node_rank=0, host="here")
-    trainer: Any = TRAINERS["torch-ddp"].load()(make_trial(device="gpu", precision=precision), rank)
-    try:
-        left, right = torch.rand(2, 512, 512, device="cuda").unbind()
-        exact = left.double() @ right.double()
-        off = ((left @ right).double() - exact).abs().max() / exact.abs().max()
-        assert least <= off <= most
-    finally:
+    started: list[Any] = []
+
+    def start(**changes: Any) -> Any:
+        for trainer in started:
+            trainer.close()
+        started.clear()
+        monkeypatch.setenv("MASTER_PORT", str(free_ports(1)[0]))
+        started.append(TRAINERS["torch-ddp"].load()(make_trial(device="gpu", **changes), RANK))
+        return started[-1]
+
+    yield start
+    for trainer in started:
         trainer.close()
+
+
+@pytest.mark.parametrize(("precision", "least", "most"), [("fp32", 0.0, 1e-6), ("tf32", 1e-5, 1e-2)])
+def test_tf32_is_off_in_fp32(start: Callable[..., Any], precision: str, least: float, most: float) -> None:
+    """TF32 keeps 10 bits of mantissa: a product of 2^-11 off per input where fp32 is 2^-24 off."""
+    start(precision=precision)
+    left, right = torch.rand(2, 512, 512, device="cuda").unbind()
+    exact = left.double() @ right.double()
+    off = ((left @ right).double() - exact).abs().max() / exact.abs().max()
+    assert least <= off <= most
+
+
+def test_host_and_device_time_windows_alike(start: Callable[..., Any]) -> None:
+    trainer = start()
+    trainer.build()
+    timed_window(trainer, 50)
+    window = timed_window(trainer, 500)
+    assert window.device_s == pytest.approx(window.end_s - window.start_s, rel=0.01)
+
+
+def test_batches_that_are_copied_ahead_come_in_their_order(make_trial: Callable[..., Trial]) -> None:
+    trial = make_trial()
+    trial = trial.model_copy(update={"data": trial.data.model_copy(update={"source": "synthetic-host"})})
+    there, here = (batches(trial, 0, torch.device(device), None) for device in ("cuda", "cpu"))
+    for _ in range(20):
+        for on_gpu, on_host in zip(next(there), next(here), strict=True):
+            assert on_gpu.is_cuda
+            assert torch.equal(on_gpu.cpu(), on_host)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam"])
+def test_fused_optimizers_do_the_same(name: str) -> None:
+    after = []
+    for device in ("cuda", "cpu"):
+        torch.manual_seed(0)
+        model = torch.nn.Linear(64, 64)
+        inputs = torch.rand(8, 64)
+        model.to(device)
+        optimizer = make_optimizer(Optimizer(name=name), model, torch.device(device))  # type: ignore[arg-type]
+        for _ in range(10):
+            optimizer.zero_grad()
+            model(inputs.to(device)).square().mean().backward()
+            optimizer.step()
+        after.append(model.weight.detach().cpu())
+    torch.testing.assert_close(*after, rtol=1e-4, atol=1e-6)
+
+
+def test_out_of_memory_shows_what_the_allocator_held(
+    make_trial: Callable[..., Trial], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in rank_environ(RANK, [f"127.0.0.1:{free_ports(1)[0]}"]).items():
+        monkeypatch.setenv(name, value)
+    trial = make_trial(device="gpu", per_device_batch=2**24, measurement=Measurement(telemetry_hz=0))
+    report = run(trial, RANK, tmp_path)
+    assert report.error is not None
+    assert report.error.kind == "oom"
+    assert "Allocated memory" in (report.error.allocator or "")

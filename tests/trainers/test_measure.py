@@ -1,4 +1,5 @@
 import time
+from collections.abc import Callable
 
 import pytest
 
@@ -40,6 +41,9 @@ class TimedTrainer:
 
     def synchronize(self) -> None:
         self.log.append("synchronize")
+
+    def device_timer(self) -> Callable[[], float | None]:
+        return lambda: None
 
     def loss(self) -> float:
         return float("nan") if self.steps == 1 else 1 / self.steps

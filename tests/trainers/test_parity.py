@@ -53,7 +53,7 @@ class TorchSide:
         return logits.detach().numpy(), loss.item(), {name: value.grad.numpy() for name, value in named.items()}
 
     def train(self, images: np.ndarray, labels: np.ndarray, chosen: Optimizer, loss_scale: float = 1.0) -> Parameters:
-        optimizer = torch_trainer.make_optimizer(chosen, self.network)
+        optimizer = torch_trainer.make_optimizer(chosen, self.network, torch.device("cpu"))
         for _ in range(STEPS):
             self.pass_once(images, labels, loss_scale)
             optimizer.step()

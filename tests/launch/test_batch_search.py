@@ -1,0 +1,185 @@
+"""`batch: auto`: what is tried, and what comes of it."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from scalestudy.cluster.host import Topology, this_host
+from scalestudy.launch.batch_search import Tries, settle_batches
+from scalestudy.launch.errors import InputError
+from scalestudy.launch.folder import StudyFolder
+from scalestudy.launch.launcher import Exit
+from scalestudy.launch.runner import Origin
+from scalestudy.launch.study import Layout, Study, load_study, study_trials
+from scalestudy.trainers.files import write_atomically
+from scalestudy.trainers.record import Costs, RankError, Record
+from scalestudy.trainers.trial import Trial
+
+GPUS = Layout(device="gpu", devices_per_node=(4,), threads_per_device=1)
+ORIGIN = Origin(study_name="t", study_text="name: t", costs=Costs(), host=this_host(), scalestudy="0", git_commit=None)
+MakeRecord = Callable[..., Record]
+
+
+class Memory:
+    """Stands for GPUs: a trainer fits up to its number of images; says what was tried, by trainer and batch."""
+
+    def __init__(self, make_record: MakeRecord, **fits: int) -> None:
+        self._make_record = make_record
+        self._fits = fits
+        self.tried: list[tuple[str, int]] = []
+
+    def __call__(self, trial: Trial) -> Record:
+        self.tried.append((trial.trainer, trial.per_device_batch))
+        if trial.per_device_batch > self._fits.get(trial.trainer.replace("-", "_"), 2**20):
+            return self._make_record(trial, outcome="oom", reason="rank 0: CUDA out of memory")
+        return self._make_record(trial)
+
+
+@pytest.fixture
+def read(tmp_path: Path) -> Callable[..., tuple[Study, Path]]:
+    def read(**changes: Any) -> tuple[Study, Path]:
+        path = tmp_path / "study.yaml"
+        usual = {
+            "schema": 1,
+            "name": "t",
+            "trainers": ["torch-ddp", "tf-multiworker"],
+            "models": [{"name": "cnn", "data": "synthetic"}],
+            "world_sizes": [1, 2, 4],
+            "batch": "auto",
+        }
+        path.write_text(yaml.safe_dump(usual | changes))
+        return load_study(path), path
+
+    return read
+
+
+def batches(study: Study) -> list[Any]:
+    return [model.batch for model in study.models]
+
+
+@pytest.mark.parametrize("fits", [1, 2, 3, 255, 256, 257, 65_535, 10**6])
+def test_the_largest_power_of_two_that_fits_is_found(read: Any, make_record: MakeRecord, fits: int) -> None:
+    study, path = read(trainers=["torch-ddp"])
+    memory = Memory(make_record, torch_ddp=fits)
+    settled = settle_batches(study, path, GPUS, memory)
+    assert batches(settled) == [(min(2 ** (fits.bit_length() - 1), 65_536),)]
+    # Halving the 17 powers: at most five tries.
+    assert len(memory.tried) <= 5
+    # What was settled is an ordinary study.
+    assert {trial.world_size for trial in study_trials(settled, path, GPUS)} == {1, 2, 4}
+
+
+def test_all_trainers_get_the_batch_that_fits_each(read: Any, make_record: MakeRecord) -> None:
+    study, path = read()
+    memory = Memory(make_record, torch_ddp=300, tf_multiworker=70)
+    assert batches(settle_batches(study, path, GPUS, memory)) == [(64,)]
+    assert ("tf-multiworker", 128) in memory.tried
+
+
+def test_each_model_has_its_own_and_a_number_stays(read: Any, make_record: MakeRecord) -> None:
+    study, path = read(models=[{"name": "cnn"}, {"name": "resnet18", "batch": [4, 8]}])
+    assert batches(settle_batches(study, path, GPUS, Memory(make_record, torch_ddp=16))) == [(16,), (4, 8)]
+
+
+def test_tries_are_short_and_at_the_largest_world_size(read: Any, make_record: MakeRecord) -> None:
+    study, path = read()
+    seen: list[Trial] = []
+
+    def try_out(trial: Trial) -> Record:
+        seen.append(trial)
+        return make_record(trial)
+
+    settle_batches(study, path, GPUS, try_out)
+    assert {trial.world_size for trial in seen} == {4}
+    assert {(trial.measurement.windows, trial.measurement.warm_up_max_s, trial.repeat) for trial in seen} == {(2, 0, 0)}
+
+
+def test_a_global_batch_is_no_larger_than_an_epoch(read: Any, make_record: MakeRecord) -> None:
+    study, path = read(models=[{"name": "cnn", "data": "digits"}], trainers=["torch-ddp"])
+    # 1,438 images on 4 devices: 359 each.
+    assert batches(settle_batches(study, path, GPUS, Memory(make_record))) == [(256,)]
+
+
+def test_when_nothing_fits_the_error_says_why(read: Any, make_record: MakeRecord) -> None:
+    study, path = read(trainers=["torch-ddp"])
+    with pytest.raises(InputError) as error:
+        settle_batches(study, path, GPUS, Memory(make_record, torch_ddp=0))
+    assert str(error.value) == (
+        f"{path}: models.0 (cnn): batch: 'auto': not even one image a device fits: rank 0: CUDA out of memory"
+    )
+
+
+def test_a_try_that_fails_otherwise_ends_the_search(read: Any, make_record: MakeRecord) -> None:
+    study, path = read(trainers=["torch-ddp"])
+    with pytest.raises(InputError, match="batch: 'auto': 256 images a device: failed: no network"):
+        settle_batches(study, path, GPUS, lambda trial: make_record(trial, outcome="failed", reason="no network"))
+
+
+def test_on_cpu_there_is_no_memory_to_fill(read: Any, make_record: MakeRecord) -> None:
+    study, path = read()
+    with pytest.raises(InputError, match="batch: 'auto' fills the memory of a GPU; the device is a cpu"):
+        settle_batches(
+            study, path, Layout(device="cpu", devices_per_node=(2,), threads_per_device=1), Memory(make_record)
+        )
+
+
+def test_auto_is_a_per_device_batch(read: Any) -> None:
+    with pytest.raises(InputError, match="in strong scaling give the global batch"):
+        read(scaling="strong")
+    with pytest.raises(InputError, match="batch"):
+        read(batch="automatic")
+    with pytest.raises(InputError, match="'auto' is found by `scalestudy run`"):
+        study_trials(*read(), GPUS)
+
+
+class Ranks:
+    """A launcher whose ranks run out of memory above 100 images."""
+
+    name = "local"
+    elastic = False
+
+    def __init__(self, make_record: MakeRecord) -> None:
+        self._make_record = make_record
+        self.ran: list[int] = []
+
+    def capacity(self) -> Topology:
+        return Topology(nodes=1, cpus_per_node=4, gpus_per_node=4)
+
+    def scheduler(self) -> dict[str, str]:
+        return {}
+
+    def resume(self, *, advanced: bool) -> None:
+        return None
+
+    def run(self, trial: Trial, folder: Path, deadline_s: float, tick: Callable[[], None]) -> Exit:
+        self.ran.append(trial.per_device_batch)
+        failed = trial.per_device_batch > 100
+        for report in self._make_record(trial).reports:
+            error = RankError(kind="oom", message="CUDA out of memory", allocator="| table |") if failed else None
+            text = report.model_copy(update={"error": error}).model_dump_json()
+            write_atomically(folder / f"rank-{report.rank.rank}.json", text)
+        return Exit(codes=(int(failed),) * trial.world_size, timed_out=False, first_failed=0 if failed else None)
+
+
+class Silent:
+    def started(self, trial: Trial, folder: Path) -> None: ...
+    def tick(self) -> None: ...
+    def finished(self, record: Record) -> None: ...
+
+
+def test_tries_are_on_record_and_run_once(read: Any, make_record: MakeRecord, tmp_path: Path) -> None:
+    study, path = read(trainers=["torch-ddp"])
+    folder = StudyFolder(tmp_path / "out")
+    folder.create("t")
+    ranks = Ranks(make_record)
+    for _ in range(2):
+        settled = settle_batches(study, path, GPUS, Tries(folder.tries(), ranks, ORIGIN, Silent()))
+        assert batches(settled) == [(64,)]
+    assert ranks.ran == [256, 16, 64, 128]
+    outcomes = folder.tries().outcomes()
+    assert outcomes == {"oom": 2, "ok": 2}
+    # They are no trials of the study.
+    assert list(folder.trials_path.iterdir()) == []
