@@ -1,6 +1,6 @@
 """What telemetry costs: steps with the sampler at 10 and at 100 Hz against steps without, interleaved in one run.
 
-Usage: python benchmarks/telemetry_tax.py [ROUNDS]
+Usage: python benchmarks/telemetry_tax.py [ROUNDS [TRAINER…]]
 
 Ratio = throughput with the sampler / without. Samplers of both rates run beside the ranks, stopped (SIGSTOP) but in the
 windows that they have a part in. Windows of half a second take turns; a second window without a sampler in each round
@@ -149,9 +149,9 @@ def main() -> None:
     count = int(sys.argv[1]) if len(sys.argv) > 1 else 200
     print("| trainer | ranks | 10 Hz / none | 100 Hz / none | none / none again | CPU time of a sample at 10, 100 Hz |")
     print("|---" * 6 + "|")
-    for trainer, batch in (("torch-ddp", 64), ("tf-multiworker", 64)):
+    for trainer in sys.argv[2:] or ("torch-ddp", "tf-multiworker"):
         for world_size in (1, 2):
-            rounds, per_sample_s = measure(trainer, batch, world_size, count)
+            rounds, per_sample_s = measure(trainer, 64, world_size, count)
             ratios = [
                 with_interval([(none + again) / 2 / took[who] for took in rounds for none, again in [took[::3]]])
                 for who in (1, 2)
