@@ -30,6 +30,7 @@ lint: environment
 	for package in $(PACKAGES); do ln -sfn ../../../$$package build/types/scalestudy/$$package; done
 	$(VENV)/bin/mypy $(PACKAGES:%=-p scalestudy.%)
 	$(VENV)/bin/mypy benchmarks/*.py
+	$(VENV)/bin/mypy tests
 	$(VENV)/bin/shellcheck .ci/run slurm/*.sh trainers/*.sh
 
 environment: $(READY)

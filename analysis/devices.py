@@ -38,6 +38,20 @@ USE_COLUMNS = [
     "throttled_s",
     "power_capped_s",
 ]
+_READ = [
+    "time_s",
+    "device",
+    "busy",
+    "sm_active",
+    "memory_used_bytes",
+    "power_w",
+    "energy_j",
+    "throttle_reasons",
+    "xid",
+    "processes",
+    "cpu_busy_s",
+    "cpu_steal_s",
+]
 NOTICE_COLUMNS = ["trial", "kind", "text"]
 # A device that is busier than this before the trial has taken it works for somebody else.
 _BUSY_BEFORE = 0.05
@@ -82,8 +96,8 @@ def nodes(record: Record, trial_path: Path) -> list[Node]:
         if first.telemetry is None:
             continue
         try:
-            samples = read_samples(trial_path / first.telemetry.file)
-        except OSError:
+            samples = read_samples(trial_path / first.telemetry.file, _READ)
+        except (OSError, ValueError):
             # Taken away since, or damaged: `notices` says so.
             continue
         own = tuple(report for report in record.reports if report.rank.node_rank == first.rank.node_rank)

@@ -6,7 +6,7 @@ stays bounded however long it runs.
 
 import shutil
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +83,7 @@ class SampleWriter:
         unfinished = self._path.with_name(f".{self._path.name}")
         with pq.ParquetWriter(unfinished, SCHEMA, compression="zstd") as writer:
             for part in sorted(self._parts.iterdir()):
-                writer.write_table(pq.read_table(part, schema=SCHEMA))
+                writer.write_table(pq.ParquetFile(part).read())
         unfinished.rename(self._path)
         shutil.rmtree(self._parts)
 
@@ -104,11 +104,13 @@ def parts_path(path: Path) -> Path:
     return path.with_suffix(".parts")
 
 
-def read_samples(path: Path) -> pd.DataFrame:
-    """Return the samples of a file, or of what a writer that died has left of it; raises FileNotFoundError."""
-    if path.is_file():
-        return pq.read_table(path, schema=SCHEMA).to_pandas()
-    parts = sorted(parts_path(path).glob("*.parquet"))
-    if not parts:
+def read_samples(path: Path, columns: Sequence[str] | None = None) -> pd.DataFrame:
+    """Return the samples of a file, or of what a writer that died has left of it; all columns unless some are named.
+
+    Raises FileNotFoundError where there are none, and ValueError or another OSError where a file is damaged.
+    """
+    files = [path] if path.is_file() else sorted(parts_path(path).glob("*.parquet"))
+    if not files:
         raise FileNotFoundError(f"{path}: no samples there")
-    return pa.concat_tables(pq.read_table(part, schema=SCHEMA) for part in parts).to_pandas()
+    tables = [pq.ParquetFile(file).read(columns) for file in files]
+    return pa.concat_tables(tables).unify_dictionaries().to_pandas()

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from scalestudy.cluster.host import this_host, usable_cpus
+from scalestudy.cluster.host_counters import HostCounters
 from scalestudy.launch import slurm_ask
 from scalestudy.launch.launcher import Program
 from scalestudy.trainers.probe import Probe
@@ -59,12 +60,23 @@ def findings(programs: Mapping[str, Program]) -> list[Finding]:
             detail=gpus,
             advice="" if host.gpus else "trials run on CPU; for GPUs install NVIDIA's driver",
         ),
+        _cpu_energy(),
     ]
     with ThreadPoolExecutor(len(usable_cpus())) as pool:
         found += pool.map(lambda name: _trainer(name, programs.get(name, sys.executable), len(host.gpus)), TRAINERS)
     found.append(Finding(group="launcher", subject="local", ready=True, detail="ranks as processes of this host"))
     found += [_slurm(), _ray()]
     return found
+
+
+def _cpu_energy() -> Finding:
+    why_not = HostCounters().missing.get("host energy_j")
+    if why_not is None:
+        return Finding(group="machine", subject="CPU energy", ready=True, detail="RAPL can be read")
+    advice = "energy per image on CPU needs a host that shows its RAPL counters; virtual machines rarely do"
+    if "Permission" in why_not:
+        advice = "an administrator can let users read it: chmod o+r /sys/class/powercap/intel-rapl*/energy_uj"
+    return Finding(group="machine", subject="CPU energy", ready=False, detail=why_not, advice=advice)
 
 
 def _ray() -> Finding:

@@ -212,13 +212,17 @@ def test_a_trial_without_telemetry_says_so(tmp_path: Path, make_trial: MakeTrial
     died = telemetry.model_copy(update={"error": "the sampler was killed by signal 9"})
     records = [
         as_planted(make_record(make_trial(repeat=repeat)), given)
-        for repeat, given in enumerate((None, telemetry, died))
+        for repeat, given in enumerate((None, telemetry, died, telemetry))
     ]
+    torn = tmp_path / records[3].trial.folder_name / telemetry.file
+    torn.parent.mkdir()
+    torn.write_bytes(b"PAR1 torn")
     found = frames(records, tmp_path)
     assert found.devices.empty
     assert found.notices.text.tolist() == [
         "telemetry-0-here.parquet is missing or damaged",
         "no telemetry of here: the sampler was killed by signal 9",
+        "telemetry-0-here.parquet is missing or damaged",
     ]
     trials = metrics.with_devices(metrics.with_throughput(found.trials), found.devices)
     assert trials.device_busy.isna().all()

@@ -131,8 +131,9 @@ def test_auto_is_a_per_device_batch(read: Any) -> None:
         read(scaling="strong")
     with pytest.raises(InputError, match="batch"):
         read(batch="automatic")
+    study, path = read()
     with pytest.raises(InputError, match="'auto' is found by `scalestudy run`"):
-        study_trials(*read(), GPUS)
+        study_trials(study, path, GPUS)
 
 
 class Ranks:

@@ -22,8 +22,8 @@ def reports(make_record: Callable[..., Record], trial: Trial) -> tuple[RankRepor
     return make_record(trial).reports
 
 
-def changed(reports: tuple[RankReport, ...], rank: int, **changes: Any) -> list[RankReport]:
-    return [report.model_copy(update=changes) if i == rank else report for i, report in enumerate(reports)]
+def changed(reports: tuple[RankReport, ...], rank: int, **changes: Any) -> tuple[RankReport, ...]:
+    return tuple(report.model_copy(update=changes) if i == rank else report for i, report in enumerate(reports))
 
 
 def test_a_trial_whose_ranks_agree_is_ok(trial: Trial, reports: tuple[RankReport, ...], tmp_path: Path) -> None:

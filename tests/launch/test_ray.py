@@ -45,7 +45,7 @@ def test_local_rank_0_has_the_first_gpu_whichever_actor_was_given_it() -> None:
 
 
 def test_a_job_takes_the_studys_folder_along_without_results_and_environments(tmp_path: Path) -> None:
-    study = Study(name="s", trainers=("torch-ddp",), models=("cnn",), batch=8, world_sizes=(1,))  # type: ignore[arg-type]
+    study = Study(name="s", trainers=("torch-ddp",), models=("cnn",), batch=8, world_sizes=(1,))
     asked = job(study, tmp_path / "my study.yaml", StudyFolder(tmp_path / "runs" / "s"))
     assert asked["entrypoint"] == (
         "python -m scalestudy.launch run 'my study.yaml' --launcher ray --out '~/scalestudy/s'"

@@ -85,11 +85,11 @@ class SlurmCluster:
 
     def state(self, job: str) -> str:
         """Return a job's state, also when it has ended."""
-        return re.findall(r"JobState=(\w+)", self.tell("scontrol", "show", "job", job))[0]
+        return str(re.findall(r"JobState=(\w+)", self.tell("scontrol", "show", "job", job))[0])
 
     def exit_code(self, job: str) -> str:
         """Return how a job's script ended, as code:signal."""
-        return re.findall(r" ExitCode=(\S+)", self.tell("scontrol", "show", "job", job))[0]
+        return str(re.findall(r" ExitCode=(\S+)", self.tell("scontrol", "show", "job", job))[0])
 
     def drained(self, timeout_s: float = 180) -> None:
         """Wait until no job is left."""

@@ -79,8 +79,8 @@ def test_local_slurm_and_ray_leave_the_same_records_but_for_launcher_hosts_and_t
         for here, other in zip(plain["local"], plain[there], strict=True):
             assert without_foreign(other, there) == without_foreign(here, "local")
     # Each rank had as many CPUs, whoever started it.
-    for found in zip(*by_launcher.values(), strict=True):
-        shares = {tuple(len(report.software.cpus) for report in record.reports if report.software) for record in found}
+    for same in zip(*by_launcher.values(), strict=True):
+        shares = {tuple(len(report.software.cpus) for report in record.reports if report.software) for record in same}
         assert len(shares) == 1
 
 

@@ -116,7 +116,8 @@ def test_kills_at_any_moment_lose_no_record_and_repeat_none(
     expected = sorted(record.trial.id for record in records(tmp_path / "undisturbed"))
     assert len(expected) == 4
 
-    rng, out, kept = random.Random(0), tmp_path / "out", {}
+    rng, out = random.Random(0), tmp_path / "out"
+    kept: dict[Path, str] = {}
     for attempt in range(100):
         # The delays span the whole of a trial, and grow so that in the end some are done between two kills.
         process = subprocess.Popen([SCALESTUDY, "run", study, "--out", out], stdout=subprocess.DEVNULL)

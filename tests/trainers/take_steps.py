@@ -6,6 +6,7 @@ With the name of a Keras dtype policy behind it, TensorFlow computes in that. Wh
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -29,7 +30,7 @@ for _ in range(steps):
 trainer.synchronize()
 compiled = len(list(Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR", "/nowhere")).rglob("*.so")))
 for replica, parameters in enumerate(trainer.replicas()):
-    told = {"losses": losses, "compiled": compiled, **dict(parameters)}
+    told: Any = {"losses": losses, "compiled": compiled, **dict(parameters)}
     np.savez(folder / f"rank-{rank.rank + replica}.npz", **told)
 trainer.close()
 os._exit(0)

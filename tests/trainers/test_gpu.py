@@ -80,7 +80,7 @@ def test_fused_optimizers_do_the_same(name: str) -> None:
         model = torch.nn.Linear(64, 64)
         inputs = torch.rand(8, 64)
         model.to(device)
-        optimizer = make_optimizer(Optimizer(name=name), model, torch.device(device))  # type: ignore[arg-type]
+        optimizer = make_optimizer(Optimizer(name=name), model, torch.device(device))
         for _ in range(10):
             optimizer.zero_grad()
             model(inputs.to(device)).square().mean().backward()

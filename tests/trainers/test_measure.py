@@ -3,7 +3,8 @@ from collections.abc import Callable
 
 import pytest
 
-from scalestudy.trainers.measure import Measured, measure, now_s, steady, steps_for
+from scalestudy.cluster.clock import now_s
+from scalestudy.trainers.measure import Measured, measure, steady, steps_for
 from scalestudy.trainers.trial import Measurement
 
 

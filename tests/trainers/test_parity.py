@@ -1,6 +1,7 @@
 """The same model in both frameworks: one's weights in the other give the same numbers."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import keras
 import numpy as np
@@ -9,7 +10,14 @@ import tensorflow as tf
 import torch
 
 from scalestudy.trainers import keras_models, tf_trainer, torch_models, torch_trainer
-from scalestudy.trainers.models import MODELS, ModelSpec, Parameters, initial_parameters, model_spec
+from scalestudy.trainers.models import (
+    BATCH_NORM_MOMENTUM,
+    MODELS,
+    ModelSpec,
+    Parameters,
+    initial_parameters,
+    model_spec,
+)
 from scalestudy.trainers.tf_data import to_nhwc
 from scalestudy.trainers.trial import Data, Optimizer
 
@@ -49,8 +57,9 @@ class TorchSide:
         logits = self.network(torch.from_numpy(images).to(torch.get_default_dtype()))
         loss = loss_scale * torch.nn.functional.cross_entropy(logits, torch.from_numpy(labels))
         loss.backward()
-        named = torch_models.named_parameters(self.network)
-        return logits.detach().numpy(), loss.item(), {name: value.grad.numpy() for name, value in named.items()}
+        gradients = {name: value.grad for name, value in torch_models.named_parameters(self.network).items()}
+        found = {name: value.numpy() for name, value in gradients.items() if value is not None}
+        return logits.detach().numpy(), loss.item(), found
 
     def train(self, images: np.ndarray, labels: np.ndarray, chosen: Optimizer, loss_scale: float = 1.0) -> Parameters:
         optimizer = torch_trainer.make_optimizer(chosen, self.network, torch.device("cpu"))
@@ -167,8 +176,9 @@ def test_running_statistics_differ_by_the_unbiased_variance_alone() -> None:
     one.pass_once(images, labels)
     other.pass_once(images, labels)
     count = len(images) * 32 * 32
+    torchs: Any
     torchs, keras_own = one.network.get_submodule("bn1"), other.network.get_layer("bn1")
     assert relative(keras_own.moving_mean.numpy(), torchs.running_mean.numpy()) <= 1e-9
-    kept = keras_models.BATCH_NORM_MOMENTUM
+    kept = BATCH_NORM_MOMENTUM
     unbiased = (keras_own.moving_variance.numpy() - (1 - kept)) * count / (count - 1) + (1 - kept)
     assert relative(unbiased, torchs.running_var.numpy()) <= 1e-9
