@@ -54,6 +54,7 @@ MOST_SERIES = 8
 _MOST_TRAINER_PANELS = 9
 # Of more values in a heat map none is written out.
 _MOST_WRITTEN = 120
+_MOST_POINTS = 40
 _DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (6, 1.5, 1, 1.5)), (0, (3, 1, 1, 1, 1, 1)))
 _HATCHES = ("", "////", "....", "xxxx", "\\\\\\\\", "++++")
 _EXECUTION_DASHES = {"eager": (0, (1, 1.5)), "graph": (0, (5, 2)), "compiled": "-"}
@@ -265,6 +266,39 @@ def ways(compared: pd.DataFrame) -> Figure:
     rows = int(largest.groupby(WORK).series.nunique().max())
     title = "Ways to run a trainer: what changing it brings (right of the line: faster; bars: 95 % bootstrap interval)"
     return _panels(largest, title, draw, width=5.6, height=max(2.4, 1.1 + 0.42 * rows))
+
+
+def changes(compared: pd.DataFrame, tolerance: float) -> Figure:
+    """Draw each point's throughput in one folder over that in another, with the tolerance shaded."""
+    looks = _looks(compared)
+    rows = compared.sort_values(["workload", "series", "world_size"], ascending=False).head(_MOST_POINTS)
+    with sns.axes_style("whitegrid", rc=_STYLE), mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(9.5, 1.5 + 0.42 * len(rows)), layout="constrained")
+        axes = figure.subplots()
+        for place, row in enumerate(rows.itertuples()):
+            look = looks[row.series]
+            low, high = np.nan_to_num([row.ratio - row.ratio_low, row.ratio_high - row.ratio]).clip(0)
+            axes.errorbar(
+                row.ratio,
+                place,
+                xerr=[[low], [high]],
+                color=look.colour,
+                marker=look.marker,
+                markerfacecolor=look.colour if row.verdict != "no difference shown" else "white",
+                markersize=7,
+                capsize=3,
+                linewidth=1.8,
+            )
+        axes.axvspan(1 - tolerance, 1, color="#777777", alpha=0.15, linewidth=0)
+        axes.axvline(1, **_IDEAL)
+        names = [f"{row.workload.split(',')[0]}, {row.series}, {_devices(row.world_size)}" for row in rows.itertuples()]
+        axes.set_yticks(range(len(rows)), names, fontsize=8.5)
+        axes.set_ylim(-0.6, len(rows) - 0.4)
+        axes.set_xlabel(f"throughput of the new over the base's (shaded: within the tolerance of {tolerance:.1%})")
+        sns.despine(ax=axes)
+        title = "What changed: right of the line is faster (filled: shown; bars: 95 % bootstrap interval)"
+        figure.suptitle(title, x=0.01, ha="left", fontsize=12.5, fontweight="bold")
+    return figure
 
 
 def compilation(points: pd.DataFrame, compared: pd.DataFrame) -> Figure:

@@ -16,6 +16,8 @@ WORK = ["workload", "scaling", "device", "launcher"]
 SERIES = [*WORK, "trainer", "execution", "options", "series"]
 POINT = [*SERIES, "world_size"]
 CONFIDENCE = 0.95
+# So many repeats an interval must have to deserve its 95 %, see `coverage`.
+FEWEST_REPEATS = 6
 _RESAMPLES = 1999
 # More steps than any training takes.
 _NEVER_STEPS = 1e15

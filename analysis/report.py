@@ -33,7 +33,7 @@ def write_report(out: Path, prices: Mapping[str, float] | None = None) -> Writte
     Raises ValueError where it holds no record.
     """
     damaged: list[Path] = []
-    facts = _Facts()
+    facts = Facts()
     # One record in memory at a time: the frames keep what the report needs.
     found = frames((facts.seen(record) for record in read_records(record_files(out), damaged)), out / "trials")
     if found.trials.empty:
@@ -60,8 +60,8 @@ def write_report(out: Path, prices: Mapping[str, float] | None = None) -> Writte
     return Written(html=html, damaged=damaged)
 
 
-class _Facts:
-    """What the report says of where the records come from, gathered as they pass by."""
+class Facts:
+    """What a report says of where the records come from, gathered as they pass by."""
 
     def __init__(self) -> None:
         self.studies: dict[str, str] = {}
@@ -124,9 +124,15 @@ def _save(figure: Figure, path: Path) -> str:
     figure.savefig(path.with_suffix(".png"), dpi=110)
     # The layout is found and costs as much as the drawing.
     figure.set_layout_engine("none")
+    image = as_image(figure)
+    path.with_suffix(".svg").write_bytes(base64.b64decode(image.partition(",")[2]))
+    return image
+
+
+def as_image(figure: Figure) -> str:
+    """Return the figure as a data URI."""
     svg = io.BytesIO()
     figure.savefig(svg, format="svg", metadata={"Date": None})
-    path.with_suffix(".svg").write_bytes(svg.getvalue())
     return f"data:image/svg+xml;base64,{base64.b64encode(svg.getvalue()).decode()}"
 
 
@@ -175,7 +181,7 @@ def _draw_devices(found: Frames, trials: pd.DataFrame, trials_path: Path) -> dic
 
 
 def _render(
-    facts: _Facts,
+    facts: Facts,
     costs: Costs,
     found: Frames,
     trials: pd.DataFrame,

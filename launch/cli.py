@@ -1,5 +1,6 @@
 """The command line. Nothing heavy is imported before the command that needs it."""
 
+import re
 import signal
 import sys
 from collections.abc import Iterator, Mapping
@@ -193,6 +194,36 @@ def report(
     prices = {"price_per_device_hour": price_per_device_hour, "carbon_g_per_kwh": carbon_g_per_kwh}
     given = {name: value for name, value in prices.items() if value is not None}
     _write_report(Console(), StudyFolder(out), given)
+
+
+@app.command()
+def compare(
+    base: Annotated[Path, typer.Argument(metavar="BASE", help="The output folder to compare with.")],
+    new: Annotated[Path, typer.Argument(metavar="NEW", help="The output folder of what has changed.")],
+    tolerance: Annotated[str, typer.Option(help="How much slower is not yet a regression, such as 3%.")] = "0%",
+    html: Annotated[
+        Path | None, typer.Option(help="Write the comparison as one page, too.", show_default=False)
+    ] = None,
+) -> None:
+    """Say in Markdown what got faster or slower between two results, what differs between their environments first.
+
+    Exit code 0: nothing is shown to be slower past the tolerance; 1: something is, or failed; 2: bad input.
+    """
+    from scalestudy.analysis import compare as comparing
+    from scalestudy.launch.errors import InputError
+
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?%", tolerance)
+    if match is None or not 0 <= float(match[1]) < 100:
+        raise InputError(f"--tolerance: {tolerance!r} is no percentage from 0% to 100%, such as 3%")
+    try:
+        found = comparing.compare(base, new, float(match[1]) / 100)
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    print(comparing.markdown(found), end="")
+    if html:
+        html.write_text(comparing.html(found))
+    if found.regressed:
+        raise typer.Exit(1)
 
 
 @app.command()
