@@ -356,6 +356,59 @@ def compilation(points: pd.DataFrame, compared: pd.DataFrame) -> Figure:
     return _panels(rows, title, draw, width=5.0, by=("trainer", "options"))
 
 
+def laws(points: pd.DataFrame, fitted: pd.DataFrame) -> Figure:
+    """Draw what was measured and the laws that describe it best, on to 4 times the largest world size."""
+    series = fitted[[*WORK, "trainer", "series"]].drop_duplicates()
+    rows = _readable(points.merge(series, on=[*WORK, "trainer", "series"]))
+
+    def draw(axes: Axes, group: pd.DataFrame) -> None:
+        colour = COLOURS[group.trainer.iloc[0]]
+        here = fitted.merge(group[[*WORK, "series"]].drop_duplicates(), on=[*WORK, "series"])
+        largest = group.world_size.max()
+        for law in here[here.best].itertuples():
+            curve = law.predictions
+            axes.fill_between(curve.world_size, curve.low, curve.high, color=colour, alpha=0.15, linewidth=0)
+            for dashes, part in (("-", curve.world_size <= largest), ((0, (2, 2)), curve.world_size >= largest)):
+                line = curve[part]
+                axes.plot(line.world_size, line.throughput, color=colour, linestyle=dashes, linewidth=1.4)
+            end = curve.iloc[-1]
+            axes.annotate(
+                law.law,
+                (end.world_size, end.throughput),
+                xytext=(4, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=8.5,
+                color=colour,
+            )
+        axes.errorbar(
+            group.world_size,
+            group.throughput_images_per_s,
+            yerr=[
+                (group.throughput_images_per_s - group.throughput_low).clip(lower=0).fillna(0),
+                (group.throughput_high - group.throughput_images_per_s).clip(lower=0).fillna(0),
+            ],
+            color="black",
+            marker=MARKERS[group.trainer.iloc[0]],
+            markersize=5,
+            linestyle="none",
+            capsize=3,
+        )
+        ideal = here.predictions.iloc[0].world_size
+        reference = group.sort_values("world_size").iloc[0]
+        per_device = reference.throughput_images_per_s / reference.world_size
+        axes.plot(ideal, ideal * per_device, **_IDEAL)
+        axes.set_xscale("log", base=2)
+        axes.set_yscale("log", base=2)
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+        axes.set_xlabel("world size (devices)")
+        axes.set_ylabel("images/s")
+
+    title = "Scaling laws: where it goes from here (dotted: past what was measured; grey: ideal; bands: 95 % interval)"
+    return _panels(rows, title, draw, by=("series",), width=5.0)
+
+
 def energy(points: pd.DataFrame) -> Figure:
     """Draw joules per image, where an added device that saves no time shows as energy wasted."""
 

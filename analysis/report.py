@@ -12,7 +12,7 @@ import jinja2
 import pandas as pd
 from matplotlib.figure import Figure
 
-from scalestudy.analysis import answer, devices, figures, metrics
+from scalestudy.analysis import answer, devices, figures, laws, metrics
 from scalestudy.analysis.frames import Frames, frames, read_records, record_files
 from scalestudy.trainers.files import read_record
 from scalestudy.trainers.record import Costs, Record
@@ -48,15 +48,16 @@ def write_report(out: Path, prices: Mapping[str, float] | None = None) -> Writte
 
     (out / "figures").mkdir(exist_ok=True)
     shown = metrics.most_measured(points, _MOST_PANELS) if len(points) else []
+    fitted = laws.fits(_usual(trials[trials.workload.isin(shown)], points))
     drawn = {
         name: _save(figure, out / "figures" / name)
         for name, figure in _draw(
-            found, trials[trials.workload.isin(shown)], points[points.workload.isin(shown)], out / "trials"
+            found, trials[trials.workload.isin(shown)], points[points.workload.isin(shown)], fitted, out / "trials"
         ).items()
     }
     html = out / "report.html"
     costs = facts.costs.model_copy(update=dict(prices or {}))
-    html.write_text(_render(facts, costs, found, trials, points, drawn, damaged))
+    html.write_text(_render(facts, costs, found, trials, points, fitted, drawn, damaged))
     return Written(html=html, damaged=damaged)
 
 
@@ -136,7 +137,9 @@ def as_image(figure: Figure) -> str:
     return f"data:image/svg+xml;base64,{base64.b64encode(svg.getvalue()).decode()}"
 
 
-def _draw(found: Frames, trials: pd.DataFrame, points: pd.DataFrame, trials_path: Path) -> dict[str, Figure]:
+def _draw(
+    found: Frames, trials: pd.DataFrame, points: pd.DataFrame, fitted: pd.DataFrame, trials_path: Path
+) -> dict[str, Figure]:
     """Return every figure there is something to draw for, in the report's order."""
     if points.empty:
         return {}
@@ -154,6 +157,8 @@ def _draw(found: Frames, trials: pd.DataFrame, points: pd.DataFrame, trials_path
     compiled = metrics.compilation(points, trials)
     if len(compiled):
         drawn["compilation"] = figures.compilation(points, compiled)
+    if len(fitted):
+        drawn["laws"] = figures.laws(points, fitted)
     if points.joules_per_image.notna().any():
         drawn["energy"] = figures.energy(points)
     drawn |= _draw_devices(found, trials, trials_path)
@@ -186,6 +191,7 @@ def _render(
     found: Frames,
     trials: pd.DataFrame,
     points: pd.DataFrame,
+    fitted: pd.DataFrame,
     drawn: dict[str, str],
     damaged: list[Path],
 ) -> str:
@@ -203,6 +209,8 @@ def _render(
         if len(points)
         else [],
         tables=_tables(points),
+        sizes=_sizes(points, fitted),
+        furthest=laws.FURTHEST,
         costs=costs,
         cost_tables=_tables(metrics.costs(points, costs)) if len(points) and costs != Costs() else [],
         notices=_notices(found.notices, trials),
@@ -237,6 +245,25 @@ def _tables(points: pd.DataFrame) -> list[dict[str, Any]]:
         }
         for key, rows in points.groupby(metrics.WORK, sort=True)
     ]
+
+
+def _usual(trials: pd.DataFrame, points: pd.DataFrame) -> pd.DataFrame:
+    """Return the trials of each trainer's usual way: its bare name, which comes first."""
+    if points.empty:
+        return trials
+    by = [*metrics.WORK, "trainer"]
+    return trials.merge(points.groupby(by).series.min().reset_index(), on=[*by, "series"])
+
+
+def _sizes(points: pd.DataFrame, fitted: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return a row a series that was measured on several world sizes: which to take, and the laws that fit best."""
+    if points.empty:
+        return []
+    recommended = laws.recommendations(points, answer.EFFICIENCY_FLOOR)
+    several = recommended[recommended.measured.map(len) > 1].to_dict("records")
+    best = fitted[fitted.best.astype(bool)]
+    by_series = {key: rows.to_dict("records") for key, rows in best.groupby(metrics.SERIES)} if len(best) else {}
+    return [row | {"laws": by_series.get(tuple(row[column] for column in metrics.SERIES), [])} for row in several]
 
 
 def _notices(notices: pd.DataFrame, trials: pd.DataFrame) -> list[dict[str, Any]]:
@@ -296,6 +323,8 @@ _CAPTIONS = {
     "an interval that reaches across the line shows no difference.",
     "compilation": "Seconds so far over steps so far, on the smallest world size: tracing, compiling and capturing are "
     "in the first step. Caches of compiled code are empty at every start.",
+    "laws": "Measured medians, and the laws that describe them best by AICc, fitted to all repeats. Past the largest "
+    "size measured a band is the uncertainty of the repeats alone: between laws that are as good, believe neither.",
     "energy": "Energy of the trial's GPUs, or on CPU of its hosts' processors and memory (RAPL), over the images of "
     "the timed windows.",
     "timeline": "The first repeat of each trainer at its largest world size. On GPU busy is the share of time in which "
