@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from telemetry_tax import Sampler
 from torch.nn.functional import cross_entropy
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.flop_counter import FlopCounterMode
 
 from scalestudy.cluster.ports import free_ports
@@ -165,14 +166,16 @@ def measured(trial: Trial, peak: dict[str, float]) -> dict[str, Any]:
 
 
 def bare(trial: Trial, network: Any, images: Any, labels: Any) -> Callable[[int], None]:
-    """Return a loop as a torch user writes it, with the memory format, precision and optimizer that ours has."""
+    """Return a loop as a user of DDP writes it, with the memory format, precision and optimizer that ours has."""
     network.to(images.device)
     fast = trial.device == "gpu" and trial.precision != "fp32"
     memory_format = torch.channels_last if fast else torch.contiguous_format
     network.to(memory_format=memory_format)
     images = images.contiguous(memory_format=memory_format)
     optimizer = make_optimizer(trial.optimizer, network, images.device)
-    model = torch.compile(network) if trial.execution == "compiled" else network
+    model: Any = DistributedDataParallel(network)
+    if trial.execution == "compiled":
+        model = torch.compile(model)
 
     def loop(steps: int) -> None:
         for _ in range(steps):
