@@ -167,6 +167,12 @@ def window_seconds(reports: tuple[RankReport, ...]) -> tuple[NDArray[np.float64]
     return stacked[:, :, 1] - stacked[:, :, 0], stacked[0, :, 2].astype(np.int64)
 
 
+def throughput(record: Record) -> float:
+    """Return global batch × steps over the slowest rank's time, images/s, of a trial that ended ok."""
+    seconds, steps = window_seconds(record.reports)
+    return float(record.trial.global_batch * steps.sum() / seconds.sum(axis=1).max())
+
+
 def slowest_phases(reports: tuple[RankReport, ...]) -> dict[str, float]:
     """Return each phase's seconds on the rank that took longest."""
     names = {name: None for report in reports for name in report.phases}

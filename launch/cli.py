@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from scalestudy.launch.folder import StudyFolder
     from scalestudy.launch.launcher import Launcher
     from scalestudy.launch.runner import Origin
-    from scalestudy.launch.study import Layout, Study
+    from scalestudy.launch.study import Layout, Repeats, Study
     from scalestudy.trainers.trial import Trial
 
 app = typer.Typer(
@@ -59,10 +59,11 @@ def run(
     """
     from rich.console import Console
 
+    from scalestudy.launch.errors import InputError
     from scalestudy.launch.folder import StudyFolder
     from scalestudy.launch.launcher import check_capacity, nodes_needed
     from scalestudy.launch.launchers import make_launcher
-    from scalestudy.launch.runner import Origin
+    from scalestudy.launch.runner import Origin, pending
     from scalestudy.launch.study import load_study, resolve, study_trials
 
     study, text = load_study(study_file), study_file.read_text()
@@ -72,6 +73,8 @@ def run(
     folder = StudyFolder(out.expanduser() if out else Path("results") / study.name)
     console = Console()
     origin = Origin.of(study.name, text, study.costs)
+    if study.adaptive and repeat:
+        raise InputError(f"--repeat: {study_file}: repeats: which of them run is decided on the way; leave it out")
     if study.searches_batch and not (dry_run or nodes or repeat):
         study = _settle_batches(console, study, study_file, layout, folder, chosen, origin)
     trials = [
@@ -87,21 +90,22 @@ def run(
     folder.create(study.name)
     share = f"nodes-{nodes or 'any'}-repeat-{repeat or 'any'}" if nodes or repeat else None
     with folder.locked(share), _stoppable(console, study_file, trials, folder, chosen) as left_at_first:
-        waiting = _run_pending(console, origin, trials, folder, chosen)
+        waiting = _run_pending(console, origin, trials, folder, chosen, study.adaptive)
         if share is None:
             _write_report(console, folder)
         if waiting:
             # A job that goes back to the queue starts when there are enough nodes again.
             _ignore_stops()
-            how = chosen.resume(advanced=len(waiting) < left_at_first)
+            how = chosen.resume(advanced=len(pending(trials, folder)) < left_at_first)
             console.print(
                 f"{len(waiting)} of the trials wait for more nodes than are left; "
                 f"{how or 'run the study again when they are back'}",
                 soft_wrap=True,
                 highlight=False,
             )
-    records = map(folder.record, trials)
-    if any(record is None or record.outcome not in ("ok", "skipped") for record in records):
+    undone = [trial for trial in pending(trials, folder, study.adaptive) if folder.record(trial) is None]
+    records = filter(None, map(folder.record, trials))
+    if undone or any(record.outcome not in ("ok", "skipped") for record in records):
         raise typer.Exit(1)
 
 
@@ -278,19 +282,52 @@ def _settle_batches(
 
 
 def _run_pending(
-    console: "Console", origin: "Origin", trials: "list[Trial]", folder: "StudyFolder", launcher: "Launcher"
+    console: "Console",
+    origin: "Origin",
+    trials: "list[Trial]",
+    folder: "StudyFolder",
+    launcher: "Launcher",
+    adaptive: "Repeats | None",
 ) -> "list[Trial]":
-    """Run what has no record and return the trials for which too few nodes were left."""
-    from scalestudy.launch.progress import Estimate, LiveBar, PlainLines, duration
-    from scalestudy.launch.runner import pending, run_trials
+    """Run what has no record and return the trials for which too few nodes were left.
 
-    todo = pending(trials, folder)
+    Adaptive repeats are added round by round, until every point's interval is narrow enough or has all it may get.
+    """
+    from scalestudy.launch.runner import pending
+
+    tried: set[str] = set()
+    waiting: list[Trial] = []
+    while not waiting:
+        todo = pending(trials, folder, adaptive)
+        # What a lost node left to be run again has had its turns.
+        if tried and {trial.id for trial in todo} <= tried:
+            break
+        waiting = _run_round(console, origin, trials, todo, folder, launcher, adaptive)
+        if adaptive is None:
+            break
+        tried |= {trial.id for trial in todo}
+    return waiting
+
+
+def _run_round(
+    console: "Console",
+    origin: "Origin",
+    trials: "list[Trial]",
+    todo: "list[Trial]",
+    folder: "StudyFolder",
+    launcher: "Launcher",
+    adaptive: "Repeats | None",
+) -> "list[Trial]":
+    from scalestudy.launch.progress import Estimate, LiveBar, PlainLines, duration
+    from scalestudy.launch.runner import run_trials
+
     done = [record for trial in trials if (record := folder.record(trial))]
     for damaged in folder.damaged(trials):
         console.print(f"{damaged}: is damaged; its folder is set aside and the trial runs again", soft_wrap=True)
     estimate = Estimate(done)
     console.print(
-        f"{origin.study_name}: {len(trials)} trials, {len(done)} done before, {len(todo)} to run, "
+        f"{origin.study_name}: {len(trials)} trials{' at most' if adaptive else ''}, "
+        f"{len(done)} done before, {len(todo)} to run, "
         f"about {duration(sum(map(estimate.seconds, todo)))}; records in {folder.path}",
         soft_wrap=True,
         highlight=False,

@@ -11,10 +11,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
+
 from scalestudy.cluster.host import Host, this_host
 from scalestudy.launch.folder import StudyFolder
 from scalestudy.launch.launcher import Launcher, NoCapacityError, nodes_needed, processes, unfit
 from scalestudy.launch.outcome import Ending, ending
+from scalestudy.launch.study import Repeats
 from scalestudy.trainers.record import Costs, Environment, RankReport, Record
 from scalestudy.trainers.trial import Trial
 
@@ -59,9 +62,32 @@ class Origin:
         )
 
 
-def pending(trials: Iterable[Trial], folder: StudyFolder) -> list[Trial]:
-    """Return the trials to run, in their order: those that have no record, and those to be run again."""
-    return [trial for trial in trials if (record := folder.record(trial)) is None or record.retry]
+def pending(trials: Iterable[Trial], folder: StudyFolder, adaptive: Repeats | None = None) -> list[Trial]:
+    """Return the trials to run, in their order: those that have no record, and those to be run again.
+
+    Of adaptive repeats those that are known to be needed by now: when they are done, ask again.
+    """
+    waiting = [trial for trial in trials if (record := folder.record(trial)) is None or record.retry]
+    if adaptive is None or any(trial.repeat < adaptive.min for trial in waiting):
+        return [trial for trial in waiting if adaptive is None or trial.repeat < adaptive.min]
+    next_of: dict[str, Trial] = {}
+    for trial in waiting:
+        next_of.setdefault(trial.model_copy(update={"repeat": 0}).id, trial)
+    return [trial for trial in next_of.values() if _still_wide(trial, folder, adaptive.until)]
+
+
+def _still_wide(trial: Trial, folder: StudyFolder, until: float) -> bool:
+    """Return whether the interval of a trial's point, over the repeats before it, is wider than ± `until`."""
+    from scalestudy.analysis.frames import throughput
+    from scalestudy.analysis.metrics import median_intervals
+
+    before = (folder.record(trial.model_copy(update={"repeat": repeat})) for repeat in range(trial.repeat))
+    measured = np.array([throughput(record) for record in before if record is not None and record.outcome == "ok"])
+    # A point that fails is not measured better by failing again.
+    if len(measured) < 2:
+        return False
+    low, high = median_intervals([measured])
+    return bool((high[0] - low[0]) / 2 > until * np.median(measured))
 
 
 def run_trials(

@@ -68,7 +68,12 @@ def plan(study: Study, path: Path, folder: StudyFolder, environ: Mapping[str, st
     layout = resolve(study, path, offered)
     trials = study_trials(study, path, layout)
     check_capacity(trials, path, "slurm", offered)
-    missing = pending(trials, folder)
+    if study.adaptive and study.slurm.jobs_at_once:
+        raise InputError(
+            f"{path}: slurm.jobs_at_once: makes a job of every repeat, and how many there are is decided on the way; "
+            "leave one of the two out"
+        )
+    missing = pending(trials, folder, study.adaptive)
     shares = [
         Share(nodes, tuple(trial for trial in missing if nodes_needed(trial) == nodes))
         for nodes in sorted(set(map(nodes_needed, missing)))

@@ -3,6 +3,7 @@
 import difflib
 import itertools
 import random
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -61,6 +62,13 @@ def _quoted(value: Any) -> Any:
     return value
 
 
+def _share(value: Any) -> Any:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?%", value) if isinstance(value, str) else None
+    if match is None:
+        raise ValueError(f"{value!r} is no percentage such as 2%")
+    return float(match[1]) / 100
+
+
 TrainerName = Annotated[str, AfterValidator(lambda name: known("trainer", name, TRAINERS))]
 ModelName = Annotated[str, AfterValidator(lambda name: known("model", name, MODELS))]
 # One line of text: what goes to a command line or into a job script can hold no line break and no NUL.
@@ -91,6 +99,22 @@ class ModelEntry(Frozen):
     @classmethod
     def _from_name(cls, value: Any) -> Any:
         return {"name": value} if isinstance(value, str) else value
+
+
+class Repeats(Frozen):
+    """`min` repeats of every point, and up to `max` of those whose interval is wider than ± `until`, a share of it."""
+
+    min: PositiveInt = 3
+    max: PositiveInt = 10
+    until: Annotated[float, BeforeValidator(_share), Field(gt=0, lt=1)]
+
+    @model_validator(mode="after")
+    def _in_order(self) -> "Repeats":
+        if not 2 <= self.min <= self.max:
+            raise ValueError(
+                f"min {self.min} and max {self.max}: an interval takes 2 repeats, and max is no less than min"
+            )
+        return self
 
 
 class Container(Frozen):
@@ -167,7 +191,10 @@ class Study(Frozen):
     options: dict[TrainerName, dict[str, Any]] = {}
     optimizer: Optimizer = Optimizer()
     measurement: Measurement = Measurement()
-    repeats: PositiveInt = 3
+    repeats: Annotated[
+        Annotated[PositiveInt, Tag("fixed")] | Annotated[Repeats, Tag("adaptive")],
+        Discriminator(lambda value: "adaptive" if isinstance(value, dict | Repeats) else "fixed"),
+    ] = 3
     seed: int = Field(default=1, ge=0)
     launcher: Literal["local", "slurm", "ray"] = "local"
     slurm: SlurmOptions = SlurmOptions()
@@ -202,6 +229,11 @@ class Study(Frozen):
                 # Raised again as one error of the study's: pydantic takes no other model's.
                 raise ValueError("; ".join(f"{trainer}.{_line(mistake, kind)}" for mistake in error.errors())) from None
         return given
+
+    @property
+    def adaptive(self) -> Repeats | None:
+        """How many repeats there are, where that is decided on the way."""
+        return self.repeats if isinstance(self.repeats, Repeats) else None
 
     @property
     def searches_batch(self) -> bool:
@@ -293,14 +325,15 @@ def resolve(study: Study, path: Path, topology: Topology) -> Layout:
 
 
 def study_trials(study: Study, path: Path, layout: Layout) -> list[Trial]:
-    """Return every trial in the order to run them: repeat by repeat, each shuffled by the study's seed.
+    """Return every trial in the order to run them: repeat by repeat, each shuffled by the study's seed; of adaptive
+    repeats as many as there may be.
 
     Raises InputError for what only the data or the device can tell: folders, image sizes, what does not exist there,
     and for a batch that is yet to be found.
     """
     trials: list[Trial] = []
     models = [(model, _data(study, model, path)) for model in study.models]
-    for repeat in range(study.repeats):
+    for repeat in range(study.repeats.max if isinstance(study.repeats, Repeats) else study.repeats):
         block = [
             Trial(
                 trainer=trainer,
