@@ -428,9 +428,13 @@ def _fixed_shape(source: str, folder: Path | None) -> Mapping[str, int]:
     return {"channels": 1, "classes": 10} if source in ("mnist", "digits") else {}
 
 
+# Names of ours for the ways in which a value may be written, which nobody wrote.
+_TAGS = {"auto", "counts", "fixed", "adaptive"}
+
+
 def _line(mistake: ErrorDetails, root: type[Frozen] = Study) -> str:
     """Say one of pydantic's findings about a `root` in our words."""
-    where = ".".join(map(str, mistake["loc"]))
+    where = ".".join(str(part) for part in mistake["loc"] if part not in _TAGS)
     if mistake["type"] == "extra_forbidden":
         parents: dict[str, type[Frozen]] = {
             "models": ModelEntry,
@@ -439,6 +443,8 @@ def _line(mistake: ErrorDetails, root: type[Frozen] = Study) -> str:
             "container": Container,
             "slurm": SlurmOptions,
             "ray": RayOptions,
+            "repeats": Repeats,
+            "costs": Costs,
         }
         model = next((parents[name] for name in map(str, reversed(mistake["loc"][:-1])) if name in parents), root)
         fields = [field.alias or name for name, field in model.model_fields.items()]

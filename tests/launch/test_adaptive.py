@@ -1,4 +1,4 @@
-"""Adaptive repeats: added where the interval is still wide and nowhere else, on a launcher that plants what is measured."""
+"""Adaptive repeats: added where the interval is still wide and nowhere else; a launcher plants what is measured."""
 
 import json
 from collections.abc import Callable
@@ -119,6 +119,7 @@ def test_a_stopped_run_goes_on_where_it_was(
         ({"min": 5, "max": 4, "until": "2%"}, "max is no less than min"),
         ({"min": 3}, "until"),
         ({"until": 2}, "is no percentage such as 2%"),
+        ({"until": "2%", "mim": 3}, "repeats.mim: no field 'mim'; did you mean 'min'?"),
         ({"until": "0%"}, "until"),
         (0, "repeats"),
     ],
