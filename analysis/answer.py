@@ -5,10 +5,25 @@ from typing import Any
 
 import pandas as pd
 
-from scalestudy.analysis.metrics import WORK
+from scalestudy.analysis.metrics import CAUSES, WORK
 
 # Below this share of the reference's throughput per device, added devices are said to be poorly used.
 EFFICIENCY_FLOOR = 0.8
+# Above this there is nothing to explain, and a factor nearer to 1 than that is not worth a word.
+_WELL, _WORTH_NAMING = 0.97, 0.01
+# A cause in words, and what to try.
+_CAUSES = {
+    "compute_scaling": (
+        "slower computing",
+        "Look for what devices share (memory bandwidth, caches, power), in strong scaling for small batches.",
+    ),
+    "load_balance": ("ranks that are not alike", "Look at that host and device: heat, other work, an older model."),
+    "communication": (
+        "communication that is not hidden",
+        "Try a larger per-device batch, compressed gradients, other bucket sizes, or a faster network.",
+    ),
+    "input": ("input", "Try more loader_workers, faster storage, or smaller files."),
+}
 # Of more series than this the rest stand in the tables alone.
 _MOST_NAMED = 5
 
@@ -24,6 +39,7 @@ def headline(points: pd.DataFrame, comparisons: pd.DataFrame, compilation: pd.Da
             [
                 *(_faster(compared[key]) if key in compared else ()),
                 *_scales(rows),
+                *_why(rows),
                 *(_pays(compiled[key]) if key in compiled else ()),
             ],
         )
@@ -119,6 +135,38 @@ def _scales(rows: pd.DataFrame) -> Iterator[str]:
                 f"{trainer} is slower on {devices(slower.world_size.iloc[0])} than on {devices(reference)}: "
                 "more devices do not help here."
             )
+
+
+def _why(rows: pd.DataFrame) -> Iterator[str]:
+    """Say what takes efficiency away at each series' largest world size, and what to try; only what is shown."""
+    if rows.series.nunique() > _MOST_NAMED:
+        rows = rows[rows.series.isin(rows.groupby("trainer").series.min())]
+    for trainer, line in rows.groupby("series", sort=True):
+        row = line.sort_values("world_size").iloc[-1]
+        unknown = pd.isna(row.compute_scaling) or row.repeats < 2
+        if row.world_size == row.reference_world_size or unknown or row.efficiency > _WELL:
+            continue
+        # The largest loss first; one measured once is not shown.
+        shown = sorted(
+            (row[cause], cause) for cause in CAUSES if row[f"{cause}_high"] < 1 and row[cause] < 1 - _WORTH_NAMING
+        )
+        if not shown:
+            yield f"What {trainer} loses on {devices(row.world_size)} is not shown to have any one cause."
+            continue
+        factors = ", ".join(
+            f"{_CAUSES[cause][0]} leaves {value:.0%} ({_between(row, cause)})" for value, cause in shown
+        )
+        worst = shown[0][1]
+        where = (
+            f" Slowest alone is most often rank {row.slowest_rank:.0f} on {row.slowest_host}."
+            if any(cause == "load_balance" for _, cause in shown)
+            else ""
+        )
+        yield f"Why, on {devices(row.world_size)}, for {trainer}: {factors}.{where} {_CAUSES[worst][1]}"
+
+
+def _between(row: Any, cause: str) -> str:
+    return f"95 % interval {row[f'{cause}_low']:.0%}–{row[f'{cause}_high']:.0%}"
 
 
 def _pays(here: pd.DataFrame) -> Iterator[str]:

@@ -46,6 +46,13 @@ MARKERS = {
 }
 _PHASE_COLOURS = dict(zip(PHASES, ["#332288", "#88CCEE", "#44AA99", "#DDCC77", "#CC6677"], strict=True))
 _PHASE_NAMES = {"first_step": "first step (compiles)", "warm_up": "warm-up"}
+_CAUSE_NAMES = {
+    "compute_scaling": "slower\ncomputing",
+    "load_balance": "uneven\nranks",
+    "communication": "commu-\nnication",
+    "input": "input",
+}
+_LOST, _WON = "#AA4499", "#117733"
 _IDEAL: dict[str, Any] = {"color": "#777777", "linestyle": (0, (4, 3)), "linewidth": 1.2, "zorder": 1}
 _ON_WHITE: dict[str, Any] = {"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.8}
 _COLUMNS = 3
@@ -106,6 +113,51 @@ def efficiency(points: pd.DataFrame) -> Figure:
         written=lambda value: f"{value:.0%}",
         decorate=full,
     )
+
+
+def waterfall(trials: pd.DataFrame) -> Figure:
+    """Draw how efficiency comes down from 100 % to what was measured, a bar a cause."""
+
+    def draw(axes: Axes, rows: pd.DataFrame) -> None:
+        row = rows.iloc[0]
+        left, steps = 1.0, []
+        for cause, name in _CAUSE_NAMES.items():
+            steps.append((name, left, left * row[cause]))
+            left *= row[cause]
+        axes.bar(0, 1, color="#BBBBBB", width=0.7)
+        for place, (_, before, after) in enumerate(steps, start=1):
+            colour = _LOST if after < before else _WON
+            axes.bar(place, before - after, bottom=after, color=colour, width=0.7)
+            axes.plot([place - 1.35, place + 0.35], [before, before], color="#555555", linewidth=0.8)
+            axes.annotate(
+                f"{100 * (after - before):+.1f}",
+                (place, max(before, after)),
+                xytext=(0, 3),
+                textcoords="offset points",
+                ha="center",
+                fontsize=9,
+            )
+        axes.bar(len(steps) + 1, left, color=COLOURS[row.trainer], width=0.7)
+        for place, value in ((0, 1.0), (len(steps) + 1, left)):
+            axes.annotate(
+                f"{value:.0%}",
+                (place, value),
+                xytext=(0, 3),
+                textcoords="offset points",
+                ha="center",
+                fontsize=9,
+                fontweight="bold",
+            )
+        ends = [_devices(size).replace(" ", "\n") for size in (row.reference_world_size, row.world_size)]
+        names = [ends[0], *_CAUSE_NAMES.values(), ends[1]]
+        axes.set_xticks(range(len(names)), names, fontsize=8.5)
+        axes.set_ylim(0, 1.12 * max(1.0, *(max(step[1:]) for step in steps)))
+        axes.yaxis.set_major_formatter(PercentFormatter(1))
+        axes.set_ylabel("throughput per device")
+        axes.grid(visible=False, axis="x")
+
+    title = "Where the time goes: what takes efficiency from 100 % down to what was measured (in points of 100)"
+    return _panels(trials, title, draw, by=("series",), width=5.0)
 
 
 def throughput_per_device(points: pd.DataFrame) -> Figure:

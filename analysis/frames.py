@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from scalestudy.analysis import devices
 from scalestudy.trainers.files import RECORD_NAME, read_record, record_paths
 from scalestudy.trainers.options import changes
-from scalestudy.trainers.record import RankReport, Record
+from scalestudy.trainers.record import RankReport, Record, Window
 from scalestudy.trainers.trainer import series_name
 from scalestudy.trainers.trial import Trial
 
@@ -94,6 +94,7 @@ def frames(records: Iterable[Record], trials_path: Path) -> Frames:
         # Slowest rank: the all-reduce makes every other rank wait for it.
         row["measured_s"] = seconds.sum(axis=1).max()
         row["measured_steps"] = steps.sum()
+        row |= part_times(record.reports)
         row["warm_up_steady"] = all(report.warm_up_steady for report in record.reports)
         row["first_step_s"] = phase_s.get("first_step")
         row["setup_s"] = sum(phase_s[phase] for phase in SETUP_PHASES if phase in phase_s)
@@ -173,6 +174,41 @@ def throughput(record: Record) -> float:
     return float(record.trial.global_batch * steps.sum() / seconds.sum(axis=1).max())
 
 
+def part_times(reports: tuple[RankReport, ...]) -> dict[str, Any]:
+    """Return seconds of the parts of a step, where they were measured, and the rank that is slowest alone.
+
+    whole_s: the step; resident_s: that on a batch which lies on the device, of the slowest rank. local_mean_s,
+    local_max_s: the same with nothing exchanged, over ranks. input_s: a batch without a step, of the slowest rank.
+    """
+    if not all(report.local_windows and report.resident_windows for report in reports):
+        return {}
+    whole, resident, local, batch = (
+        np.array([_seconds_a_step(windows) for windows in parts])
+        for parts in (
+            [report.whole_windows or report.resident_windows for report in reports],
+            [report.resident_windows for report in reports],
+            [report.local_windows for report in reports],
+            [report.input_windows for report in reports],
+        )
+    )
+    slowest = reports[int(local.argmax())].rank
+    return {
+        "whole_s": whole.max(),
+        "resident_s": resident.max(),
+        "local_mean_s": local.mean(),
+        "local_max_s": local.max(),
+        "input_s": batch.max(),
+        "slowest_rank": slowest.rank,
+        "slowest_host": slowest.host,
+    }
+
+
+def _seconds_a_step(windows: tuple[Window, ...]) -> float:
+    if not windows:
+        return float("nan")
+    return sum(window.end_s - window.start_s for window in windows) / sum(window.steps for window in windows)
+
+
 def slowest_phases(reports: tuple[RankReport, ...]) -> dict[str, float]:
     """Return each phase's seconds on the rank that took longest."""
     names = {name: None for report in reports for name in report.phases}
@@ -227,6 +263,13 @@ _TRIAL_COLUMNS = [
     "duration_s",
     "measured_s",
     "measured_steps",
+    "whole_s",
+    "resident_s",
+    "local_mean_s",
+    "local_max_s",
+    "input_s",
+    "slowest_rank",
+    "slowest_host",
     "warm_up_steady",
     "first_step_s",
     "setup_s",

@@ -58,6 +58,10 @@ RESULT_COLUMNS = [
 ]
 
 
+# What efficiency is the product of.
+CAUSES = ("compute_scaling", "load_balance", "communication", "input")
+
+
 def with_throughput(trials: pd.DataFrame) -> pd.DataFrame:
     """Add throughput_images_per_s, global batch × steps over the slowest rank's time, and step_time_s."""
     _need(trials, ["global_batch", "measured_steps", "measured_s"])
@@ -84,6 +88,32 @@ def with_efficiency(trials: pd.DataFrame) -> pd.DataFrame:
     return joined.drop(columns="_reference").assign(
         speedup=speedup, efficiency=speedup * joined.reference_world_size / joined.world_size
     )
+
+
+def with_causes(trials: pd.DataFrame) -> pd.DataFrame:
+    """Add compute_scaling, load_balance, communication and input, whose product is the efficiency of every trial.
+
+    With local the step in which nothing is exchanged, resident that on a batch which lies on the device:
+        load_balance   mean / max of local over ranks
+        communication  max local / resident
+        input          resident / whole step
+    timed in turns, each over its median at the reference, where they cost something too. compute_scaling is the rest:
+    the reference's step without these costs over the mean local step, an image and device. (After the POP efficiency
+    metrics of HPC, Wagner et al. 2018.) Empty where the parts were not measured.
+    """
+    _need(trials, [*SERIES, "efficiency", "local_mean_s", "local_max_s", "resident_s", "whole_s"])
+    own = pd.DataFrame(
+        {
+            "load_balance": trials.local_mean_s / trials.local_max_s,
+            "communication": trials.local_max_s / trials.resident_s,
+            "input": trials.resident_s / trials.whole_s,
+        }
+    ).astype(float)
+    at_reference = trials.world_size == trials.reference_world_size
+    # Medians of the reference's trials alone, written to every trial of the series.
+    reference = own.where(at_reference).groupby([trials[column] for column in SERIES]).transform("median")
+    relative = own / reference
+    return trials.assign(**relative, compute_scaling=trials.efficiency / relative.prod(axis=1, skipna=False))
 
 
 def with_devices(trials: pd.DataFrame, devices: pd.DataFrame) -> pd.DataFrame:
@@ -159,6 +189,8 @@ def points(trials: pd.DataFrame) -> pd.DataFrame:
             throttled_s=("throttled_s", "max"),
             joules_per_image=("joules_per_image", "median"),
             images_per_s_per_w=("images_per_s_per_w", "median"),
+            slowest_rank=("slowest_rank", _most_frequent),
+            slowest_host=("slowest_host", _most_frequent),
         )
         .reset_index()
         .astype({"reference_world_size": int})
@@ -173,15 +205,17 @@ def points(trials: pd.DataFrame) -> pd.DataFrame:
     ]
     at_reference = table.world_size == table.reference_world_size
     low, high = median_intervals(own)
-    joules = dict(iter(measured.groupby(POINT).joules_per_image))
-    joules_low, joules_high = median_intervals(
-        [joules[tuple(row)].dropna().to_numpy() for row in table[POINT].itertuples(index=False)]
-    )
+    joules_low, joules_high = _intervals_of(measured, table, "joules_per_image")
+    causes: dict[str, Any] = {}
+    for cause in CAUSES:
+        causes[cause] = measured.groupby(POINT)[cause].median().to_numpy()
+        causes[f"{cause}_low"], causes[f"{cause}_high"] = _intervals_of(measured, table, cause)
     ratio = np.array([np.median(a) / np.median(b) for a, b in zip(own, reference, strict=True)])
     ratio_low, ratio_high = ratio_intervals(own, reference)
     ratio_low[at_reference], ratio_high[at_reference] = np.nan, np.nan
     ideal = table.world_size / table.reference_world_size
     return table.assign(
+        **causes,
         joules_per_image_low=joules_low,
         joules_per_image_high=joules_high,
         throughput_low=low,
@@ -327,6 +361,19 @@ def _throughputs(trials: pd.DataFrame) -> dict[Any, NDArray[np.float64]]:
     return {key: group.to_numpy() for key, group in measured.groupby(POINT).throughput_images_per_s}
 
 
+def _intervals_of(
+    trials: pd.DataFrame, table: pd.DataFrame, column: str
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return both ends of the interval of a column's median at every point of the table."""
+    samples = {key: group.dropna().to_numpy(np.float64) for key, group in trials.groupby(POINT)[column]}
+    return median_intervals([samples[tuple(row)] for row in table[POINT].itertuples(index=False)])
+
+
+def _most_frequent(values: pd.Series) -> Any:
+    counts = values.value_counts()
+    return counts.index[0] if len(counts) else None
+
+
 def _break_even_steps(
     first_s: NDArray[np.float64],
     step_s: NDArray[np.float64],
@@ -358,6 +405,17 @@ def loss_curves(losses: pd.DataFrame, trials: pd.DataFrame) -> pd.DataFrame:
     """Return the losses on real data, each with its point; images counts what all ranks have seen."""
     real = trials[~trials.data.str.startswith("synthetic")]
     return losses.merge(real[["trial", "repeat", *POINT]], on="trial")
+
+
+def decomposed(trials: pd.DataFrame) -> pd.DataFrame:
+    """Return a trial of each series at its largest world size: that of median efficiency, so that its causes add up."""
+    largest = trials[
+        (trials.world_size == trials.groupby(SERIES).world_size.transform("max"))
+        & (trials.world_size > trials.reference_world_size)
+        & trials.compute_scaling.notna()
+    ]
+    rows = [group.sort_values("efficiency").iloc[(len(group) - 1) // 2] for _, group in largest.groupby(SERIES)]
+    return pd.DataFrame(rows, columns=trials.columns)
 
 
 def examples(trials: pd.DataFrame, limit: int) -> pd.DataFrame:

@@ -39,7 +39,7 @@ def write_report(out: Path, prices: Mapping[str, float] | None = None) -> Writte
     if found.trials.empty:
         raise ValueError(f"{out}: every record there is damaged, the first is {damaged[0]}; run the study again")
     trials = metrics.with_efficiency(metrics.with_throughput(found.trials))
-    trials = metrics.with_devices(trials, found.devices)
+    trials = metrics.with_causes(metrics.with_devices(trials, found.devices))
     points = metrics.points(trials)
     results = metrics.results(trials)
     results.to_csv(out / "results.csv", index=False)
@@ -145,6 +145,7 @@ def _draw(
         return {}
     drawn = {
         "efficiency": figures.efficiency(points),
+        **_waterfall(trials),
         "throughput_per_device": figures.throughput_per_device(points),
         "speedup": figures.speedup(points),
         "step_time": figures.step_time(metrics.step_time_spread(found.windows, trials)),
@@ -164,6 +165,11 @@ def _draw(
     drawn |= _draw_devices(found, trials, trials_path)
     losses = metrics.loss_curves(found.losses, trials)
     return drawn if losses.empty else drawn | {"loss_curves": figures.loss_curves(losses)}
+
+
+def _waterfall(trials: pd.DataFrame) -> dict[str, Figure]:
+    causes = metrics.decomposed(trials)
+    return {} if causes.empty else {"waterfall": figures.waterfall(causes)}
 
 
 def _draw_devices(found: Frames, trials: pd.DataFrame, trials_path: Path) -> dict[str, Figure]:
@@ -209,6 +215,7 @@ def _render(
         if len(points)
         else [],
         tables=_tables(points),
+        causes=_causes(points),
         sizes=_sizes(points, fitted),
         furthest=laws.FURTHEST,
         costs=costs,
@@ -253,6 +260,18 @@ def _usual(trials: pd.DataFrame, points: pd.DataFrame) -> pd.DataFrame:
         return trials
     by = [*metrics.WORK, "trainer"]
     return trials.merge(points.groupby(by).series.min().reset_index(), on=[*by, "series"])
+
+
+def _causes(points: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return a row a point past its reference whose parts of a step were measured."""
+    if points.empty:
+        return []
+    rows = points[(points.world_size > points.reference_world_size) & points.compute_scaling.notna()]
+    named = rows.assign(model=rows.workload.map(lambda text: text.partition(",")[0])).sort_values(
+        ["model", "world_size", "series"]
+    )
+    found: list[dict[str, Any]] = named.to_dict("records")
+    return found
 
 
 def _sizes(points: pd.DataFrame, fitted: pd.DataFrame) -> list[dict[str, Any]]:
@@ -310,6 +329,9 @@ _NOTICES = {
 _CAPTIONS = {
     "efficiency": "Throughput per device over that at the smallest world size measured. "
     "100 % means that no device's time is lost to scaling.",
+    "waterfall": "What every device could deliver, were it as at the smallest world size, and what takes it away: "
+    "slower computing, ranks that are not alike, communication that is not hidden behind computing, and input. The "
+    "trial of median efficiency at the largest world size; the factors' product is its efficiency.",
     "throughput_per_device": "The same in absolute terms: a trainer that scales badly from a high start "
     "may still be the faster one.",
     "speedup": "Throughput over that at the smallest world size measured; "

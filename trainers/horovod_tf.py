@@ -1,6 +1,8 @@
 """Horovod on TensorFlow: one process a device, gradients averaged by Horovod's own Gloo (CPU) or NCCL (GPU)."""
 
 import importlib.metadata
+from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 import horovod.tensorflow as hvd
@@ -34,6 +36,7 @@ class HorovodTf(TfTrainer):
         if self._trial.data.source == "synthetic":
             batch = tf_data.resident_batch(self._trial, self._rank.rank)
             self._train = self._program(lambda: self._train_on(*batch))
+            self._take = lambda: batch
         else:
             fed = tf_data.dataset(self._trial, range(self._rank.rank, self._rank.rank + 1), self._arrays)
             if self._trial.device == "gpu":
@@ -41,6 +44,22 @@ class HorovodTf(TfTrainer):
                 fed = fed.apply(tf.data.experimental.prefetch_to_device(tf.config.list_logical_devices("GPU")[0].name))
             batches = iter(fed)
             self._train = self._program(lambda: self._train_on(*next(batches)))
+            self._take = self._program(lambda: next(batches))
+
+    @cached_property
+    def _resident(self) -> tuple[Any, Any]:
+        images, labels = self._take()
+        return images, labels
+
+    @cached_property
+    def _train_resident(self) -> Callable[[], Any]:  # type: ignore[override]
+        batch = self._resident
+        return self._program(lambda: self._train_on(*batch))
+
+    @cached_property
+    def _train_local(self) -> Callable[[], Any]:  # type: ignore[override]
+        batch = self._resident
+        return self._program(lambda: self._train_on(*batch, exchange=list))
 
     def max_over_ranks(self, value: float) -> float:
         return float(hvd.allreduce(tf.constant(value, tf.float64), op=hvd.Max, name="largest").numpy())
@@ -51,9 +70,10 @@ class HorovodTf(TfTrainer):
     def close(self) -> None:
         hvd.shutdown()
 
-    def _train_on(self, images: Any, labels: Any) -> Any:
+    def _train_on(self, images: Any, labels: Any, exchange: Callable[[list[Any]], list[Any]] | None = None) -> Any:
         loss, gradients = self._gradients(images, labels)
-        self._optimizer.apply_gradients(zip(self._exchange(gradients), self._network.trainable_variables, strict=True))
+        exchanged = (exchange or self._exchange)(gradients)
+        self._optimizer.apply_gradients(zip(exchanged, self._network.trainable_variables, strict=True))
         return loss
 
     def _average(self, gradients: list[Any]) -> list[Any]:

@@ -15,6 +15,7 @@ from scalestudy.trainers.trial import Measurement
 _WARM_UP_SHARE = 0.25
 _WARM_UP_SPAN = 4
 _WARM_UP_TOLERANCE = 0.05
+_CAUSES_WARM_UP = 3
 
 
 @dataclass
@@ -25,6 +26,16 @@ class Measured:
     warm_up_steady: bool = False
     windows: list[Window] = field(default_factory=list)
     losses: list[LossPoint] = field(default_factory=list)
+
+
+@dataclass
+class Causes:
+    """The windows of a step's parts, raw."""
+
+    whole: list[Window] = field(default_factory=list)
+    resident: list[Window] = field(default_factory=list)
+    local: list[Window] = field(default_factory=list)
+    input: list[Window] = field(default_factory=list)
 
 
 def measure(trainer: Trainer, plan: Measurement, progress: Callable[[Measured], None]) -> Measured:
@@ -63,6 +74,28 @@ def measure(trainer: Trainer, plan: Measurement, progress: Callable[[Measured], 
     return seen
 
 
+def measure_causes(trainer: Trainer, windows: int, steps: int, *, resident: bool) -> Causes:
+    """Time the parts of a step, in windows that take turns; the training is afterwards where it was before.
+
+    Whole: the step. Resident: that on a batch which lies on the device, as all do of data that are `resident`. Local:
+    the same with nothing exchanged. Input: a batch and no step.
+    """
+    seen = Causes()
+    parts = [(seen.resident, trainer.resident_step), (seen.local, trainer.local_step)]
+    if not resident:
+        parts += [(seen.whole, trainer.step), (seen.input, trainer.next_batch)]
+    put_back = trainer.kept()
+    for index in range(_CAUSES_WARM_UP + windows):
+        for taken, step in parts:
+            # The first ones trace, compile and fill caches.
+            window = timed_window(trainer, steps if index >= _CAUSES_WARM_UP else 1 + index, step)
+            trainer.max_over_ranks(0.0)
+            if index >= _CAUSES_WARM_UP:
+                taken.append(window)
+    put_back()
+    return seen
+
+
 def steady(steps_s: Sequence[float]) -> bool:
     """Return whether the median step time has stopped moving: the last four windows against the four before."""
     if len(steps_s) < 2 * _WARM_UP_SPAN:
@@ -81,9 +114,9 @@ def _loss_point(trainer: Trainer, step: int) -> LossPoint:
     return LossPoint(step, loss if math.isfinite(loss) else None)
 
 
-def timed_window(trainer: Trainer, steps: int) -> Window:
-    """Take so many steps, the device idle at both ends."""
-    step = trainer.step
+def timed_window(trainer: Trainer, steps: int, step: Callable[[], None] | None = None) -> Window:
+    """Take so many steps, those of training if not others, the device idle at both ends."""
+    step = step or trainer.step
     trainer.synchronize()
     start_s, device_s = now_s(), trainer.device_timer()
     for _ in range(steps):

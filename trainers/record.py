@@ -77,6 +77,12 @@ class RankReport(Frozen):
     warm_up_windows: tuple[Window, ...] = ()
     warm_up_steady: bool = False
     windows: tuple[Window, ...] = ()
+    # Parts of a step, timed in turns: the whole of it, that on a batch which lies on the device, the same with nothing
+    # exchanged, and a batch without a step. Synthetic data lie on the device: whole and resident are then one.
+    whole_windows: tuple[Window, ...] = ()
+    resident_windows: tuple[Window, ...] = ()
+    local_windows: tuple[Window, ...] = ()
+    input_windows: tuple[Window, ...] = ()
     losses: tuple[LossPoint, ...] = ()
     test_accuracy: float | None = None
     # Of an epoch; null where the data are synthetic and never end.

@@ -1,7 +1,8 @@
 """tf.distribute with a custom training loop over Keras 3 models: MultiWorkerMirroredStrategy and MirroredStrategy."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,7 @@ class _TfDistribute(TfTrainer):
         if self._trial.data.source == "synthetic":
             batch = self._resident_batch()
             self._train = self._program(lambda: self._strategy.run(self._replica_step, args=batch))
+            self._take = lambda: batch
         else:
             batches = iter(
                 self._strategy.distribute_datasets_from_function(
@@ -37,6 +39,7 @@ class _TfDistribute(TfTrainer):
                 )
             )
             self._train = self._program(lambda: self._strategy.run(self._replica_step, args=next(batches)))
+            self._take = self._program(lambda: next(batches))
         self._largest = tf.function(
             lambda value: self._strategy.run(
                 lambda: tf.reduce_max(tf.distribute.get_replica_context().all_gather(value[None], axis=0))
@@ -66,6 +69,34 @@ class _TfDistribute(TfTrainer):
         # Once one rank is through, all have come here; whoever then finds its peer gone has waited long enough.
         with suppress(tf.errors.OpError):
             self.max_over_ranks(0.0)
+
+    @cached_property
+    def _resident(self) -> tuple[Any, Any]:
+        images, labels = self._take()
+        return images, labels
+
+    @cached_property
+    def _train_resident(self) -> Callable[[], Any]:  # type: ignore[override]
+        batch = self._resident
+        return self._program(lambda: self._strategy.run(self._replica_step, args=batch))
+
+    @cached_property
+    def _train_local(self) -> Callable[[], Any]:  # type: ignore[override]
+        """Steps of plain networks, one a device: the variables of a strategy are written by all replicas or by none."""
+        steps = []
+        local = (self._strategy.experimental_local_results(part) for part in self._resident)
+        for images, labels in zip(*local, strict=True):
+            with tf.device(images.device):
+                network, optimizer = self._made()
+            steps.append((images.device, self._passes(network, optimizer), network, optimizer, images, labels))
+
+        def train() -> None:
+            for device, passes, network, optimizer, images, labels in steps:
+                with tf.device(device):
+                    _, gradients = passes(images, labels)
+                    optimizer.apply_gradients(zip(gradients, network.trainable_variables, strict=True))
+
+        return self._program(train)
 
     def _resident_batch(self) -> tuple[Any, Any]:
         """Return images and labels with each replica's own on its device."""

@@ -29,8 +29,11 @@ class TfTrainer:
 
     # Over how many replicas the exchange adds gradients up, where the step wants their mean.
     _summed_over = 1
-    # One step on this process' next batch; returns its loss.
+    # One step on this process' next batch, and one on a batch that stays, each returns its loss; and the next batch.
     _train: Callable[[], Any]
+    _train_resident: Callable[[], Any]
+    _train_local: Callable[[], Any]
+    _take: Callable[[], Any]
 
     def __init__(self, trial: Trial, devices: int) -> None:
         self._trial = trial
@@ -56,6 +59,25 @@ class TfTrainer:
 
     def step(self) -> None:
         self._loss = self._train()
+
+    def resident_step(self) -> None:
+        self._loss = self._train_resident()
+
+    def local_step(self) -> None:
+        self._train_local()
+
+    def next_batch(self) -> None:
+        self._take()
+
+    def kept(self) -> Callable[[], None]:
+        variables = [*self._network.variables, *self._optimizer.variables]
+        values = [variable.numpy() for variable in variables]
+
+        def put_back() -> None:
+            for variable, value in zip(variables, values, strict=True):
+                variable.assign(value)
+
+        return put_back
 
     def synchronize(self) -> None:
         if self._trial.device == "gpu":
@@ -114,33 +136,39 @@ class TfTrainer:
 
     def _build_network(self) -> None:
         """Make the network with its parameters and optimizer, and the two passes through it."""
-        spec = model_spec(self._trial.model, self._trial.data)
-        self._network = keras_models.build(spec)
-        keras_models.load(self._network, initial_parameters(spec, self._trial.seed))
-        self._optimizer = make_optimizer(self._trial.optimizer)
-        if self._trial.precision == "fp16":
-            self._optimizer = keras.optimizers.LossScaleOptimizer(self._optimizer, initial_scale=_FIRST_LOSS_SCALE)
-        self._optimizer.build(self._network.trainable_variables)
+        self._network, self._optimizer = self._made()
         self._arrays = load_arrays(self._trial.data)
-        self._gradients = self._backpropagate
-        if self._trial.execution == "compiled":
-            # XLA has the two passes, where the work is; the exchange between processes stays outside of it.
-            self._gradients = tf.function(self._backpropagate, jit_compile=True)
+        self._gradients = self._passes(self._network, self._optimizer)
+
+    def _made(self) -> tuple[Any, Any]:
+        spec = model_spec(self._trial.model, self._trial.data)
+        network = keras_models.build(spec)
+        keras_models.load(network, initial_parameters(spec, self._trial.seed))
+        optimizer: Any = make_optimizer(self._trial.optimizer)
+        if self._trial.precision == "fp16":
+            optimizer = keras.optimizers.LossScaleOptimizer(optimizer, initial_scale=_FIRST_LOSS_SCALE)
+        optimizer.build(network.trainable_variables)
+        return network, optimizer
+
+    def _passes(self, network: Any, optimizer: Any) -> Callable[[Any, Any], tuple[Any, list[Any]]]:
+        """Return the two passes through a network: from images and labels to the loss and every gradient."""
+
+        def backpropagate(images: Any, labels: Any) -> tuple[Any, list[Any]]:
+            with tf.GradientTape() as tape:
+                logits = network(images, training=True)
+                if self._trial.precision in ("bf16", "fp16"):
+                    # The loss is no place for ten bits of mantissa; torch's autocast does the same.
+                    logits = tf.cast(logits, tf.float32)
+                loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits))
+                scaled = optimizer.scale_loss(loss / self._summed_over)
+            return loss, tape.gradient(scaled, [variable.value for variable in network.trainable_variables])
+
+        # XLA has the two passes, where the work is; the exchange between processes stays outside of it.
+        return tf.function(backpropagate, jit_compile=True) if self._trial.execution == "compiled" else backpropagate
 
     def _program(self, step: Callable[[], Any]) -> Callable[[], Any]:
         """Return the step as this trial executes it."""
         return step if self._trial.execution == "eager" else tf.function(step)
-
-    def _backpropagate(self, images: Any, labels: Any) -> tuple[Any, list[Any]]:
-        """Return the loss and every gradient of this replica's shard, of the loss as it is scaled."""
-        with tf.GradientTape() as tape:
-            logits = self._network(images, training=True)
-            if self._trial.precision in ("bf16", "fp16"):
-                # The loss is no place for ten bits of mantissa; torch's autocast does the same.
-                logits = tf.cast(logits, tf.float32)
-            loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits))
-            scaled = self._optimizer.scale_loss(loss / self._summed_over)
-        return loss, tape.gradient(scaled, [variable.value for variable in self._network.trainable_variables])
 
 
 def make_optimizer(chosen: Optimizer) -> keras.Optimizer:

@@ -1,8 +1,9 @@
 """PyTorch DistributedDataParallel: one process a device, gradients averaged by gloo (CPU) or NCCL (GPU)."""
 
 import os
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
+from typing import cast
 
 import torch
 import torch.distributed as dist
@@ -45,6 +46,9 @@ class TorchDdp(TorchTrainer):
         super().close()
         dist.destroy_process_group()
 
+    def _alone(self) -> AbstractContextManager[None]:
+        return cast(AbstractContextManager[None], self._ddp.no_sync())
+
     def _distribute(self) -> torch.nn.Module:
         # What is to be captured must not have met the default stream.
         captured = self._trial.execution == "graph"
@@ -68,4 +72,5 @@ class TorchDdp(TorchTrainer):
                     start_powerSGD_iter=_POWERSGD_FROM_STEP,
                 )
                 model.register_comm_hook(state, powerSGD_hook)
+        self._ddp = model
         return model

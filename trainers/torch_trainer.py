@@ -1,9 +1,11 @@
 """What every torch trainer does: the device, the model in its precision, and the step, eager, captured or compiled."""
 
+import io
 import os
 import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -87,6 +89,43 @@ class TorchTrainer:
         self._loss = self._gradients(images, labels)
         self._update()
 
+    def resident_step(self) -> None:
+        self._loss = self._gradients(*self._resident_batch)
+        self._update()
+
+    def local_step(self) -> None:
+        with self._alone():
+            self._loss = self._local_gradients(*self._resident_batch)
+            self._update()
+
+    def next_batch(self) -> None:
+        next(self._batches)
+
+    def kept(self) -> Callable[[], None]:
+        parts: list[Any] = [self._network, self._optimizer, self._scaler]
+        # In the host's memory: the device's may be full.
+        buffer = io.BytesIO()
+        torch.save([part.state_dict() for part in parts], buffer)
+
+        def put_back() -> None:
+            buffer.seek(0)
+            for part, state in zip(parts, torch.load(buffer, map_location="cpu", weights_only=True), strict=True):
+                part.load_state_dict(state)
+
+        return put_back
+
+    @cached_property
+    def _resident_batch(self) -> tuple[Tensor, Tensor]:
+        images, labels = next(self._batches)
+        return images.clone(), labels.clone()
+
+    @cached_property
+    def _local_gradients(self) -> Callable[[Tensor, Tensor], Tensor]:
+        if self._trial.execution != "graph":
+            return self._backpropagate
+        # The other graph has the exchange in it.
+        return CapturedGradients(self._backpropagate, list(self._network.buffers()))
+
     def synchronize(self) -> None:
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
@@ -162,6 +201,10 @@ class TorchTrainer:
 
     def _distribute(self) -> torch.nn.Module:
         """Return the network to call, its gradients exchanged; may put another optimizer in the place of ours."""
+        raise NotImplementedError
+
+    def _alone(self) -> AbstractContextManager[Any]:
+        """Return a context in which a step exchanges nothing."""
         raise NotImplementedError
 
     def _backpropagate(self, images: Tensor, labels: Tensor) -> Tensor:

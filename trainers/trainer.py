@@ -41,6 +41,18 @@ class Trainer(Protocol):
     def step(self) -> None:
         """Take one synchronous step, gradients exchanged; may return before the device is done."""
 
+    def resident_step(self) -> None:
+        """Take a step on one batch that lies on the device, gradients exchanged."""
+
+    def local_step(self) -> None:
+        """Take the same step with nothing exchanged: every device trains alone."""
+
+    def next_batch(self) -> None:
+        """Take a batch from the input, and no step."""
+
+    def kept(self) -> Callable[[], None]:
+        """Keep all that a step changes; what is returned puts it back."""
+
     def synchronize(self) -> None:
         """Wait until the device is idle."""
 

@@ -62,6 +62,8 @@ class Measurement(Frozen):
     warm_up_max_s: float = Field(default=30.0, ge=0)
     measure_max_s: float = Field(default=300.0, gt=0)
     deadline_s: float = Field(default=1800.0, gt=0)
+    # Windows of each kind that tell where the time goes: resident, local, input; 0 for none.
+    cause_windows: int = Field(default=4, ge=0)
     # Samples of every node's devices in a second; 0 for none. Past 100 the sampler would be felt.
     telemetry_hz: float = Field(default=10.0, ge=0, le=100)
 

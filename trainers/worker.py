@@ -25,7 +25,7 @@ from scalestudy.cluster.slurm_step import ADDRESSES, step_environ
 from scalestudy.cluster.telemetry import Sampling
 from scalestudy.trainers.data import first_unreadable, list_images, training_images
 from scalestudy.trainers.files import write_atomically
-from scalestudy.trainers.measure import Measured, measure
+from scalestudy.trainers.measure import Measured, measure, measure_causes
 from scalestudy.trainers.record import RankError, RankReport
 from scalestudy.trainers.software import capture
 from scalestudy.trainers.trainer import TRAINERS
@@ -127,6 +127,16 @@ def _run(trial: Trial, rank: Rank, folder: Path, phases: _Phases, found: dict[st
     found["windows"] = tuple(measured.windows)
     found["losses"] = tuple(measured.losses)
     found["memory"] = trainer.memory()
+    if trial.measurement.cause_windows and measured.windows:
+        with phases.timed("causes"):
+            causes = measure_causes(
+                trainer,
+                trial.measurement.cause_windows,
+                measured.windows[-1].steps,
+                resident=trial.data.source == "synthetic",
+            )
+        for part, windows in vars(causes).items():
+            found[f"{part}_windows"] = tuple(windows)
 
     replicas = trainer.replicas()
     found["replicas"] = len(replicas)

@@ -94,7 +94,7 @@ def analysed(
         record = as_planted(make_record(trial), telemetry.model_copy(update=changes))
         found = frames([record], tmp_path)
         trials = metrics.with_devices(metrics.with_efficiency(metrics.with_throughput(found.trials)), found.devices)
-        return found, trials
+        return found, metrics.with_causes(trials)
 
     return analyse
 

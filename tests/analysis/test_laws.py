@@ -8,7 +8,7 @@ import pytest
 
 from scalestudy.analysis import laws
 from scalestudy.analysis.devices import USE_COLUMNS
-from scalestudy.analysis.metrics import POINT, points, with_devices, with_efficiency
+from scalestudy.analysis.metrics import POINT, points, with_causes, with_devices, with_efficiency
 
 PLANTED: dict[str, tuple[Callable[[np.ndarray], np.ndarray], dict[str, float]]] = {
     "Amdahl": (lambda n: 1000 * n / (1 + 0.03 * (n - 1)), {"one_device": 1000, "serial": 0.03}),
@@ -96,7 +96,9 @@ def table(throughput: dict[int, list[float]]) -> pd.DataFrame:
     fixed = ["per_device_batch", "global_batch", "nodes", "step_time_s", "setup_s", "first_step_s", "measured_steps"]
     fixed += ["peak_memory_bytes", "warm_up_steady", "training_images"]
     trials = pd.DataFrame(rows).assign(**dict.fromkeys(fixed, 1)).assign(trial=[str(i) for i in range(len(rows))])
-    return points(with_devices(with_efficiency(trials), pd.DataFrame(columns=USE_COLUMNS)))
+    parts = dict.fromkeys(["whole_s", "resident_s", "local_mean_s", "local_max_s", "slowest_rank", "slowest_host"])
+    measured = with_efficiency(trials.assign(**parts))
+    return points(with_causes(with_devices(measured, pd.DataFrame(columns=USE_COLUMNS))))
 
 
 def test_the_three_criteria_are_hand_worked() -> None:

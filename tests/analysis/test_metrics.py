@@ -10,7 +10,7 @@ import pytest
 from scalestudy.analysis import answer, metrics
 from scalestudy.analysis.frames import Frames, frames
 from scalestudy.trainers.options import DdpOptions
-from scalestudy.trainers.record import Record
+from scalestudy.trainers.record import Record, Window
 from scalestudy.trainers.trial import Data, Trial
 
 MakeTrial = Callable[..., Trial]
@@ -20,6 +20,7 @@ MakeRecord = Callable[..., Record]
 def analysed(records: list[Record]) -> tuple[Frames, pd.DataFrame, pd.DataFrame]:
     found = frames(records, Path("/nowhere"))
     trials = metrics.with_devices(metrics.with_efficiency(metrics.with_throughput(found.trials)), found.devices)
+    trials = metrics.with_causes(trials)
     return found, trials, metrics.points(trials)
 
 
@@ -294,6 +295,90 @@ def test_losses_are_the_mean_over_ranks_and_drawn_for_real_data_alone(
     curves = metrics.loss_curves(found.losses, trials)
     assert curves.loss.tolist() == [2.0, 1.5]
     assert curves.images.tolist() == [16, 176]
+
+
+def with_parts(record: Record, step_s: float, resident_s: float, local_s: list[float]) -> Record:
+    """Return the record with ranks whose parts of a step take so long."""
+
+    def windows(seconds: float) -> tuple[Window, ...]:
+        return tuple(Window(start, start + 5 * seconds, 5) for start in (0.0, 100.0))
+
+    reports = tuple(
+        report.model_copy(
+            update={
+                "windows": windows(step_s),
+                "whole_windows": windows(step_s),
+                "resident_windows": windows(resident_s),
+                "local_windows": windows(local),
+                "input_windows": windows(0.001),
+            }
+        )
+        for report, local in zip(record.reports, local_s, strict=True)
+    )
+    return record.model_copy(update={"reports": reports})
+
+
+# One device: a step of 100 ms, of which nothing is exchanged and 2 ms are input. By what was planted on four:
+# the step, that on a resident batch, and each rank's alone; and the factor that it must come to.
+PLANTED = {
+    "communication": (0.098 / 0.88 + 0.002, 0.098 / 0.88, [0.098] * 4, 0.88),
+    "load_balance": (0.1176 + 0.0024, 0.1176, [0.098, 0.098, 0.098, 0.1176], (0.098 * 3 + 0.1176) / 4 / 0.1176),
+    "input": (0.196, 0.098, [0.098] * 4, 0.098 / 0.196 / 0.98),
+    "compute_scaling": (0.1225, 0.12005, [0.12005] * 4, 0.098 / 0.12005),
+}
+
+
+@pytest.mark.parametrize("planted", PLANTED)
+def test_a_planted_cause_is_found_and_named(make_trial: MakeTrial, make_record: MakeRecord, planted: str) -> None:
+    step_s, resident_s, local_s, factor = PLANTED[planted]
+    records = []
+    for repeat, spread in enumerate((1.0, 1.001, 0.999)):
+        one, four = (make_record(make_trial(world_size=size, repeat=repeat)) for size in (1, 4))
+        records.append(with_parts(one, 0.1 * spread, 0.098 * spread, [0.098 * spread]))
+        records.append(
+            with_parts(four, step_s * spread, resident_s * spread, [seconds * spread for seconds in local_s])
+        )
+    _, trials, points = analysed(records)
+    product = trials[list(metrics.CAUSES)].prod(axis=1)
+    assert product.to_numpy() == pytest.approx(trials.efficiency.to_numpy(), rel=1e-12)
+    four = points[points.world_size == 4].iloc[0]
+    expected = dict.fromkeys(metrics.CAUSES, 1.0) | {planted: factor}
+    if planted == "load_balance":
+        # One slow rank of four makes the mean slower, too: the product of the two is what it costs.
+        expected["compute_scaling"] = 0.098 / (0.098 * 3 + 0.1176) * 4
+    for cause in metrics.CAUSES:
+        assert four[cause] == pytest.approx(expected[cause], abs=0.005), cause
+    [why] = [sentence for sentence in sentences_of(points, trials)[0][1] if sentence.startswith("Why")]
+    named = {
+        "communication": "communication that is not hidden leaves 88%",
+        "load_balance": "ranks that are not alike leaves 87%",
+        "input": "input leaves 51%",
+        "compute_scaling": "slower computing leaves 82%",
+    }
+    assert named[planted] in why
+    others = [words.partition(" leaves")[0] for cause, words in named.items() if expected[cause] == 1]
+    assert not any(words in why for words in others)
+    assert ("Slowest alone is most often rank 3 on here." in why) == (planted == "load_balance")
+
+
+def test_causes_of_strong_scaling_multiply_to_its_efficiency(make_trial: MakeTrial, make_record: MakeRecord) -> None:
+    """Two devices share a batch of 16: a step of 60 ms where 50 would be ideal, 55 alone."""
+    one = make_record(make_trial(scaling="strong", per_device_batch=16))
+    two = make_record(make_trial(scaling="strong", per_device_batch=8, world_size=2))
+    records = [with_parts(one, 0.1, 0.1, [0.1]), with_parts(two, 0.06, 0.06, [0.055, 0.055])]
+    _, trials, _ = analysed(records)
+    row = trials[trials.world_size == 2].iloc[0]
+    assert row.efficiency == pytest.approx(0.05 / 0.06)
+    assert row.compute_scaling == pytest.approx(0.05 / 0.055)
+    assert row.communication == pytest.approx(0.055 / 0.06)
+    assert row.load_balance == row.input == 1
+
+
+def test_without_parts_there_are_no_causes(make_trial: MakeTrial, make_record: MakeRecord) -> None:
+    _, trials, points = analysed([make_record(make_trial(), 0.1), make_record(make_trial(world_size=2), 0.2)])
+    assert trials[list(metrics.CAUSES)].isna().all(axis=None)
+    assert metrics.decomposed(trials).empty
+    assert not any(sentence.startswith("W") for sentence in sentences_of(points, trials)[0][1])
 
 
 def test_results_have_the_columns_others_rely_on(make_trial: MakeTrial, make_record: MakeRecord) -> None:

@@ -53,11 +53,19 @@ def test_a_study_of_every_trainer_leaves_whole_records_and_a_report(
         # One host, not one for the controller and one for its ranks.
         assert record.reports[0].host == record.environment.host
         for report in record.reports:
-            assert list(report.phases) == ["import", "rendezvous", "build", "first_step", "warm_up", "test"]
+            assert list(report.phases) == [
+                "import",
+                "rendezvous",
+                "build",
+                "first_step",
+                "warm_up",
+                "causes",
+                "test",
+            ]
             starts_s = [*report.phase_starts_s.values()]
             assert starts_s == sorted(starts_s)
             assert report.phase_starts_s["warm_up"] < report.windows[0].start_s
-            assert report.windows[-1].end_s < report.phase_starts_s["test"]
+            assert report.windows[-1].end_s < report.phase_starts_s["causes"] < report.phase_starts_s["test"]
             assert all(seconds >= 0 for seconds in report.phases.values())
             assert len(report.windows) == 2
             assert report.parameter_count == 61_706

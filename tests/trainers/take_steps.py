@@ -1,6 +1,7 @@
 """One rank of an equality test: take a number of steps, leave parameters and each step's loss as rank-N.npz.
 
-With the name of a Keras dtype policy behind it, TensorFlow computes in that. What torch.compile has made is counted.
+With the name of a Keras dtype policy behind it, TensorFlow computes in that. With INTERLUDE set the parts of a step are
+timed half-way. What torch.compile has made is counted.
 """
 
 import os
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from scalestudy.cluster.rank import Rank
+from scalestudy.trainers.measure import measure_causes
 from scalestudy.trainers.trainer import TRAINERS
 from scalestudy.trainers.trial import Trial
 
@@ -24,7 +26,9 @@ if len(sys.argv) > 3:
     keras.config.set_dtype_policy(sys.argv[3])
 trainer.build()
 losses = []
-for _ in range(steps):
+for step in range(steps):
+    if step == steps // 2 and "INTERLUDE" in os.environ:
+        measure_causes(trainer, 2, 3, resident=True)
     trainer.step()
     losses.append(trainer.loss())
 trainer.synchronize()

@@ -38,8 +38,11 @@ MakeTrial = Callable[..., Trial]
 TOLD = {"losses", "compiled"}
 
 
-def take_steps(trial: Trial, folder: Path, steps: int = STEPS, *policy: str) -> list[dict[str, np.ndarray]]:
+def take_steps(
+    trial: Trial, folder: Path, steps: int = STEPS, *policy: str, interlude: bool = False
+) -> list[dict[str, np.ndarray]]:
     """Run every rank of a trial for some steps; return each device's parameters, and its process' losses."""
+    variables = {"SCALESTUDY_LIFELINE": "", **({"INTERLUDE": "1"} if interlude else {})}
     folder.mkdir()
     (folder / "trial.json").write_text(trial.model_dump_json(by_alias=True))
     ranks = local_ranks(processes(trial))
@@ -47,7 +50,7 @@ def take_steps(trial: Trial, folder: Path, steps: int = STEPS, *policy: str) -> 
     started = [
         subprocess.Popen(
             [sys.executable, str(Path(__file__).with_name("take_steps.py")), str(folder), str(steps), *policy],
-            env=environment(os.environ, trial, rank, addresses) | {"SCALESTUDY_LIFELINE": ""},
+            env=environment(os.environ, trial, rank, addresses) | variables,
         )
         for rank in ranks
     ]
@@ -75,6 +78,20 @@ def test_two_ranks_equal_one_process_on_the_same_global_batch(
         assert np.abs(two[0][name] - one[name]).max() <= 1e-4, name
     # Every rank's own shard: its loss is another one, their mean the global batch's.
     assert np.mean([rank["losses"] for rank in two], axis=0) == pytest.approx(one["losses"], abs=1e-4)
+
+
+@pytest.mark.parametrize("trainer", TRAINERS)
+def test_the_parts_of_a_step_are_timed_without_a_trace_in_the_training(
+    trainer: str, make_trial: MakeTrial, tmp_path: Path
+) -> None:
+    """Local steps drive replicas apart; afterwards they are where they were, and so is the optimizer."""
+    trial = make_trial(trainer=trainer, world_size=2, optimizer=Optimizer(name="adam", learning_rate=1e-3))
+    plain = take_steps(trial, tmp_path / "plain", 6)
+    interrupted = take_steps(trial, tmp_path / "interrupted", 6, interlude=True)
+    for rank, same in zip(interrupted, plain, strict=True):
+        assert rank["losses"] == pytest.approx(same["losses"], rel=1e-4)
+    for name in interrupted[0].keys() - TOLD:
+        assert np.array_equal(interrupted[0][name], interrupted[1][name]), f"{name}: the replicas differ"
 
 
 def test_every_trainer_starts_from_the_same_parameters_and_sees_the_same_shards(
