@@ -53,7 +53,7 @@ def make_trial() -> Callable[..., Trial]:
             "device": "cpu",
             "per_device_batch": 8,
             "optimizer": Optimizer(),
-            "measurement": Measurement(window_s=0.02, windows=2, warm_up_max_s=0.1, deadline_s=120),
+            "measurement": Measurement(window_s=0.02, windows=2, warm_up_max_s=0.1, deadline_s=120, cause_windows=0),
             "threads_per_device": 1,
             "seed": 1,
             "repeat": 0,

@@ -26,7 +26,7 @@ SCALESTUDY = str(Path(sys.executable).with_name("scalestudy"))
 TESTCLUSTER = ROOT / "slurm" / "testcluster.sh"
 # Where Debian has Slurm's daemons.
 PATH = f"{os.environ['PATH']}:/usr/sbin"
-QUICK = {"window_s": 0.05, "windows": 2, "warm_up_max_s": 0.2, "deadline_s": 120}
+QUICK = {"window_s": 0.05, "windows": 2, "warm_up_max_s": 0.2, "deadline_s": 120, "cause_windows": 0}
 
 
 @pytest.fixture

@@ -36,7 +36,11 @@ def test_a_study_of_every_trainer_leaves_whole_records_and_a_report(
     write_study: WriteStudy, tmp_path: Path, records: Records
 ) -> None:
     study = write_study(
-        trainers=list(TRAINERS), models=[{"name": "cnn", "data": "digits"}], world_sizes=[1, 2], batch=32
+        trainers=list(TRAINERS),
+        models=[{"name": "cnn", "data": "digits"}],
+        world_sizes=[1, 2],
+        batch=32,
+        measurement={"cause_windows": 2},
     )
     told = run(study, tmp_path / "out")
     assert told.count(": ok, ") == 2 * len(TRAINERS)
@@ -94,6 +98,10 @@ def test_a_study_of_every_trainer_leaves_whole_records_and_a_report(
     assert timed.busy.notna().mean() > 0.9
     assert timed.busy.median() > 0.5
     assert results.device_busy.between(0.2, 1).all()
+    # Every trainer knows where its time goes.
+    product = results[["compute_scaling", "load_balance", "communication", "input"]].prod(axis=1, skipna=False)
+    assert product.to_numpy() == pytest.approx(results.efficiency.to_numpy())
+    assert (tmp_path / "out" / "figures" / "waterfall.png").exists()
     assert (tmp_path / "out" / "report.html").stat().st_size > 100_000
 
 
