@@ -97,11 +97,15 @@ def _pair(rows: pd.DataFrame) -> Iterator[str]:
             )
 
 
+def _named(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the series to speak of: of too many the usual way of each trainer, its first; the tables have the rest."""
+    if rows.series.nunique() <= _MOST_NAMED:
+        return rows
+    return rows[rows.series.isin(rows.groupby("trainer").series.min())]
+
+
 def _scales(rows: pd.DataFrame) -> Iterator[str]:
-    if rows.series.nunique() > _MOST_NAMED:
-        # The first of a trainer's is its usual way; how the others scale stands in the tables.
-        rows = rows[rows.series.isin(rows.groupby("trainer").series.min())]
-    for trainer, line in rows.groupby("series", sort=True):
+    for trainer, line in _named(rows).groupby("series", sort=True):
         line = line.sort_values("world_size")
         reference = line.reference_world_size.iloc[0]
         beyond = line[line.world_size > reference]
@@ -139,9 +143,7 @@ def _scales(rows: pd.DataFrame) -> Iterator[str]:
 
 def _why(rows: pd.DataFrame) -> Iterator[str]:
     """Say what takes efficiency away at each series' largest world size, and what to try; only what is shown."""
-    if rows.series.nunique() > _MOST_NAMED:
-        rows = rows[rows.series.isin(rows.groupby("trainer").series.min())]
-    for trainer, line in rows.groupby("series", sort=True):
+    for trainer, line in _named(rows).groupby("series", sort=True):
         row = line.sort_values("world_size").iloc[-1]
         unknown = pd.isna(row.compute_scaling) or row.repeats < 2
         if row.world_size == row.reference_world_size or unknown or row.efficiency > _WELL:

@@ -2,21 +2,18 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 import pandas as pd
 
 from scalestudy.analysis import figures, metrics
-from scalestudy.analysis.frames import frames, read_records, record_files
-from scalestudy.analysis.report import Facts, as_image
+from scalestudy.analysis.report import Facts, as_image, page, read_study
 
 # What must be equal for a point of one folder to be that of the other. Not the launcher: it is part of the environment.
 MATCH = ["workload", "scaling", "device", "trainer", "execution", "options", "series", "world_size"]
-SLOWER, FASTER, ALIKE, LOST = "slower", "faster", "no difference shown", "failed"
+SLOWER, FASTER, ALIKE = "slower", "faster", "no difference shown"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,11 +112,7 @@ def markdown(found: Comparison) -> str:
 
 def html(found: Comparison) -> str:
     """Return the comparison as one page that opens offline."""
-    environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    )
-    template = environment.from_string(files("scalestudy.analysis").joinpath("compare.html.j2").read_text())
-    return template.render(
+    return page("compare.html.j2").render(
         found=found,
         summary=summary(found),
         rate=_rate,
@@ -166,10 +159,7 @@ def summary(found: Comparison) -> list[str]:
 
 
 def _read(out: Path) -> tuple[Facts, pd.DataFrame]:
-    facts, damaged = Facts(), list[Path]()
-    found = frames((facts.seen(record) for record in read_records(record_files(out), damaged)), out / "trials")
-    if found.trials.empty:
-        raise ValueError(f"{out}: every record there is damaged, the first is {damaged[0]}; run the study again")
+    facts, found, _ = read_study(out)
     return facts, metrics.with_throughput(found.trials)
 
 

@@ -168,12 +168,6 @@ def window_seconds(reports: tuple[RankReport, ...]) -> tuple[NDArray[np.float64]
     return stacked[:, :, 1] - stacked[:, :, 0], stacked[0, :, 2].astype(np.int64)
 
 
-def throughput(record: Record) -> float:
-    """Return global batch × steps over the slowest rank's time, images/s, of a trial that ended ok."""
-    seconds, steps = window_seconds(record.reports)
-    return float(record.trial.global_batch * steps.sum() / seconds.sum(axis=1).max())
-
-
 def part_times(reports: tuple[RankReport, ...]) -> dict[str, Any]:
     """Return seconds of the parts of a step, where they were measured, and the rank that is slowest alone.
 

@@ -32,12 +32,7 @@ def write_report(out: Path, prices: Mapping[str, float] | None = None) -> Writte
 
     Raises ValueError where it holds no record.
     """
-    damaged: list[Path] = []
-    facts = Facts()
-    # One record in memory at a time: the frames keep what the report needs.
-    found = frames((facts.seen(record) for record in read_records(record_files(out), damaged)), out / "trials")
-    if found.trials.empty:
-        raise ValueError(f"{out}: every record there is damaged, the first is {damaged[0]}; run the study again")
+    facts, found, damaged = read_study(out)
     trials = metrics.with_efficiency(metrics.with_throughput(found.trials))
     trials = metrics.with_causes(metrics.with_devices(trials, found.devices))
     points = metrics.points(trials)
@@ -59,6 +54,25 @@ def write_report(out: Path, prices: Mapping[str, float] | None = None) -> Writte
     costs = facts.costs.model_copy(update=dict(prices or {}))
     html.write_text(_render(facts, costs, found, trials, points, fitted, drawn, damaged))
     return Written(html=html, damaged=damaged)
+
+
+def read_study(out: Path) -> tuple["Facts", Frames, list[Path]]:
+    """Return what a study's folder says, and the records that are damaged; raises ValueError where no other is."""
+    facts = Facts()
+    damaged: list[Path] = []
+    # One record in memory at a time: the frames keep what the report needs.
+    found = frames((facts.seen(record) for record in read_records(record_files(out), damaged)), out / "trials")
+    if found.trials.empty:
+        raise ValueError(f"{out}: every record there is damaged, the first is {damaged[0]}; run the study again")
+    return facts, found, damaged
+
+
+def page(name: str) -> jinja2.Template:
+    """Return one of our templates."""
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    return environment.from_string(files("scalestudy.analysis").joinpath(name).read_text())
 
 
 class Facts:
@@ -201,12 +215,8 @@ def _render(
     drawn: dict[str, str],
     damaged: list[Path],
 ) -> str:
-    environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    )
-    template = environment.from_string(files("scalestudy.analysis").joinpath("report.html.j2").read_text())
     ok = trials[trials.outcome == "ok"]
-    return template.render(
+    return page("report.html.j2").render(
         studies=facts.studies,
         first=facts.first,
         last=facts.last,
@@ -217,7 +227,6 @@ def _render(
         tables=_tables(points),
         causes=_causes(points),
         sizes=_sizes(points, fitted),
-        furthest=laws.FURTHEST,
         costs=costs,
         cost_tables=_tables(metrics.costs(points, costs)) if len(points) and costs != Costs() else [],
         notices=_notices(found.notices, trials),

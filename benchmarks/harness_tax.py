@@ -176,9 +176,9 @@ def rank_main(folder: Path, count: int) -> None:
     os._exit(0)
 
 
-def measure(trainer: str, model: str, data: Data, batch: int, world_size: int, count: int) -> list[list[float]]:
-    """Start the ranks as the local launcher does, and return the seconds of every round: harness, bare, bare again."""
-    trial = Trial(
+def trial_of(trainer: str, model: str, data: Data, batch: int, world_size: int) -> Trial:
+    """Return the trial of ranks on CPU, a CPU each."""
+    return Trial(
         trainer=trainer,
         model=model,
         data=data,
@@ -195,22 +195,25 @@ def measure(trainer: str, model: str, data: Data, batch: int, world_size: int, c
         seed=1,
         repeat=0,
     )
-    ranks = local_ranks(world_size)
-    addresses = [f"127.0.0.1:{port}" for port in free_ports(world_size)]
+
+
+def run_ranks(script: str, trial: Trial, count: int) -> Any:
+    """Start `script --rank FOLDER COUNT` for each rank as the local launcher does; return what rounds.json holds."""
+    ranks = local_ranks(trial.world_size)
+    addresses = [f"127.0.0.1:{port}" for port in free_ports(trial.world_size)]
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "trial.json").write_text(trial.model_dump_json(by_alias=True))
         started = [
             subprocess.Popen(
-                [sys.executable, __file__, "--rank", folder, str(count)],
+                [sys.executable, script, "--rank", folder, str(count)],
                 env=environment(os.environ, trial, rank, addresses) | {"SCALESTUDY_LIFELINE": ""},
                 stderr=subprocess.DEVNULL,
             )
             for rank in ranks
         ]
         if any(process.wait() for process in started):
-            raise SystemExit(f"{trainer} {model} world size {world_size}: a rank failed")
-        rounds: list[list[float]] = json.loads(Path(folder, "rounds.json").read_text())
-        return rounds
+            raise SystemExit(f"{trial.trainer} {trial.model} world size {trial.world_size}: a rank failed")
+        return json.loads(Path(folder, "rounds.json").read_text())
 
 
 def main() -> None:
@@ -223,16 +226,16 @@ def main() -> None:
     for model, data, batch in CASES:
         for trainer in sys.argv[2:] or ("torch-ddp", "tf-multiworker", "horovod-torch", "horovod-tf"):
             for world_size in (1, 2):
-                rounds = measure(trainer, model, data, batch, world_size, count)
+                rounds = run_ranks(__file__, trial_of(trainer, model, data, batch, world_size), count)
                 tax = with_interval([(bare + again) / 2 / harness for harness, bare, again in rounds])
                 noise = with_interval([bare / again for _, bare, again in rounds])
                 print(f"| {trainer} | {model}, {batch} | {world_size} | {tax} | {noise} |", flush=True)
 
 
-def with_interval(ratios: list[float]) -> str:
+def with_interval(ratios: list[float], digits: int = 3) -> str:
     """Return the median with its bootstrap 95 % interval."""
     interval = bootstrap((ratios,), np.median, method="percentile", rng=1).confidence_interval
-    return f"{np.median(ratios):.3f} ({interval.low:.3f}–{interval.high:.3f})"
+    return f"{np.median(ratios):.{digits}f} ({interval.low:.{digits}f}–{interval.high:.{digits}f})"
 
 
 if __name__ == "__main__":

@@ -12,24 +12,21 @@ times that is the share of one core that telemetry takes.
 import json
 import os
 import signal
-import subprocess
 import sys
-import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
-from scipy.stats import bootstrap
+from harness_tax import run_ranks, trial_of, with_interval
 
 from scalestudy.cluster.host import pin, usable_cpus
-from scalestudy.cluster.ports import free_ports
 from scalestudy.cluster.rank import Rank
 from scalestudy.cluster.telemetry import Sampling
-from scalestudy.launch.local import environment, local_ranks
 from scalestudy.trainers.measure import steps_for, timed_window
 from scalestudy.trainers.trainer import TRAINERS
-from scalestudy.trainers.trial import Data, Measurement, Optimizer, Trial
+from scalestudy.trainers.trial import Data, Trial
 from scalestudy.trainers.worker import device_cpus
 
 WINDOW_S = 0.5
@@ -72,7 +69,7 @@ def rank_main(folder: Path, count: int) -> None:
     trainer: Any = TRAINERS[trial.trainer].load()(trial, rank)
     trainer.build()
     # Past the samplers' own imports.
-    timed_window(trainer, steps_for(3.0, timed_window(trainer, 20).end_s - timed_window(trainer, 20).start_s) * 20)
+    time.sleep(3)
     for sampler in samplers:
         sampler.hold()
     step_s = trainer.max_over_ranks(-np.subtract(*timed_window(trainer, 50)[:2])) / 50
@@ -106,42 +103,6 @@ def rank_main(folder: Path, count: int) -> None:
     os._exit(0)
 
 
-def measure(trainer: str, batch: int, world_size: int, count: int) -> tuple[list[list[float]], list[float]]:
-    """Start the ranks, and return the seconds of every round and the processor time of a sample at each rate."""
-    trial = Trial(
-        trainer=trainer,
-        model="cnn",
-        data=CNN,
-        scaling="weak",
-        world_size=world_size,
-        devices_per_node=world_size,
-        device="cpu",
-        per_device_batch=batch,
-        execution=TRAINERS[trainer].execution,
-        options=TRAINERS[trainer].options(),
-        optimizer=Optimizer(),
-        measurement=Measurement(),
-        threads_per_device=1,
-        seed=1,
-        repeat=0,
-    )
-    ranks = local_ranks(world_size)
-    addresses = [f"127.0.0.1:{port}" for port in free_ports(world_size)]
-    with tempfile.TemporaryDirectory() as folder:
-        Path(folder, "trial.json").write_text(trial.model_dump_json(by_alias=True))
-        started = [
-            subprocess.Popen(
-                [sys.executable, __file__, "--rank", folder, str(count)],
-                env=environment(os.environ, trial, rank, addresses) | {"SCALESTUDY_LIFELINE": ""},
-            )
-            for rank in ranks
-        ]
-        if any(process.wait() for process in started):
-            raise SystemExit(f"{trainer} world size {world_size}: a rank failed")
-        rounds, per_sample_s = json.loads(Path(folder, "rounds.json").read_text())
-        return rounds, per_sample_s
-
-
 def main() -> None:
     """Print a row a case."""
     if sys.argv[1:2] == ["--rank"]:
@@ -151,20 +112,16 @@ def main() -> None:
     print("|---" * 6 + "|")
     for trainer in sys.argv[2:] or ("torch-ddp", "tf-multiworker"):
         for world_size in (1, 2):
-            rounds, per_sample_s = measure(trainer, 64, world_size, count)
+            rounds, per_sample_s = run_ranks(__file__, trial_of(trainer, "cnn", CNN, 64, world_size), count)
             ratios = [
-                with_interval([(none + again) / 2 / took[who] for took in rounds for none, again in [took[::3]]])
+                with_interval(
+                    [(none + again) / 2 / took[who] for took in rounds for none, again in [took[::3]]], digits=4
+                )
                 for who in (1, 2)
             ]
-            noise = with_interval([none / again for none, _, _, again in rounds])
+            noise = with_interval([none / again for none, _, _, again in rounds], digits=4)
             cpu = ", ".join(f"{1e3 * spent:.2f} ms" for spent in per_sample_s)
             print(f"| {trainer} | {world_size} | {ratios[0]} | {ratios[1]} | {noise} | {cpu} |", flush=True)
-
-
-def with_interval(ratios: list[float]) -> str:
-    """Return the median with its bootstrap 95 % interval."""
-    interval = bootstrap((ratios,), np.median, method="percentile", rng=1).confidence_interval
-    return f"{np.median(ratios):.4f} ({interval.low:.4f}–{interval.high:.4f})"
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """The command line. Nothing heavy is imported before the command that needs it."""
 
-import re
 import signal
 import sys
 from collections.abc import Iterator, Mapping
@@ -215,12 +214,16 @@ def compare(
     """
     from scalestudy.analysis import compare as comparing
     from scalestudy.launch.errors import InputError
+    from scalestudy.launch.study import percentage
 
-    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?%", tolerance)
-    if match is None or not 0 <= float(match[1]) < 100:
-        raise InputError(f"--tolerance: {tolerance!r} is no percentage from 0% to 100%, such as 3%")
     try:
-        found = comparing.compare(base, new, float(match[1]) / 100)
+        share = percentage(tolerance)
+    except ValueError as error:
+        raise InputError(f"--tolerance: {error}") from None
+    if share >= 1:
+        raise InputError(f"--tolerance: {tolerance!r} is not below 100%")
+    try:
+        found = comparing.compare(base, new, share)
     except ValueError as error:
         raise InputError(str(error)) from None
     print(comparing.markdown(found), end="")

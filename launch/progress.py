@@ -169,6 +169,4 @@ def _like(trial: Trial) -> tuple[str, str, int]:
 def _ended(record: Record) -> str:
     if record.outcome != "ok":
         return f"[bold red]{record.outcome}[/]: {escape(record.reason or '')}"
-    slowest_s = max(sum(window.end_s - window.start_s for window in report.windows) for report in record.reports)
-    steps = sum(window.steps for window in record.reports[0].windows)
-    return f"[green]ok[/], {record.trial.global_batch * steps / slowest_s:,.0f} images/s"
+    return f"[green]ok[/], {record.throughput_images_per_s:,.0f} images/s"

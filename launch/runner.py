@@ -68,8 +68,10 @@ def pending(trials: Iterable[Trial], folder: StudyFolder, adaptive: Repeats | No
     Of adaptive repeats those that are known to be needed by now: when they are done, ask again.
     """
     waiting = [trial for trial in trials if (record := folder.record(trial)) is None or record.retry]
-    if adaptive is None or any(trial.repeat < adaptive.min for trial in waiting):
-        return [trial for trial in waiting if adaptive is None or trial.repeat < adaptive.min]
+    if adaptive is None:
+        return waiting
+    if least := [trial for trial in waiting if trial.repeat < adaptive.min]:
+        return least
     next_of: dict[str, Trial] = {}
     for trial in waiting:
         next_of.setdefault(trial.model_copy(update={"repeat": 0}).id, trial)
@@ -78,11 +80,11 @@ def pending(trials: Iterable[Trial], folder: StudyFolder, adaptive: Repeats | No
 
 def _still_wide(trial: Trial, folder: StudyFolder, until: float) -> bool:
     """Return whether the interval of a trial's point, over the repeats before it, is wider than ± `until`."""
-    from scalestudy.analysis.frames import throughput
     from scalestudy.analysis.metrics import median_intervals
 
     before = (folder.record(trial.model_copy(update={"repeat": repeat})) for repeat in range(trial.repeat))
-    measured = np.array([throughput(record) for record in before if record is not None and record.outcome == "ok"])
+    ok = [record for record in before if record is not None and record.outcome == "ok"]
+    measured = np.array([record.throughput_images_per_s for record in ok])
     # A point that fails is not measured better by failing again.
     if len(measured) < 2:
         return False

@@ -62,7 +62,8 @@ def _quoted(value: Any) -> Any:
     return value
 
 
-def _share(value: Any) -> Any:
+def percentage(value: Any) -> float:
+    """Return the share that a text such as 2% says; raises ValueError where it says none."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?) ?%", value) if isinstance(value, str) else None
     if match is None:
         raise ValueError(f"{value!r} is no percentage such as 2%")
@@ -106,7 +107,7 @@ class Repeats(Frozen):
 
     min: PositiveInt = 3
     max: PositiveInt = 10
-    until: Annotated[float, BeforeValidator(_share), Field(gt=0, lt=1)]
+    until: Annotated[float, BeforeValidator(percentage), Field(gt=0, lt=1)]
 
     @model_validator(mode="after")
     def _in_order(self) -> "Repeats":

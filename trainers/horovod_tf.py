@@ -47,11 +47,6 @@ class HorovodTf(TfTrainer):
             self._take = self._program(lambda: next(batches))
 
     @cached_property
-    def _resident(self) -> tuple[Any, Any]:
-        images, labels = self._take()
-        return images, labels
-
-    @cached_property
     def _train_resident(self) -> Callable[[], Any]:  # type: ignore[override]
         batch = self._resident
         return self._program(lambda: self._train_on(*batch))

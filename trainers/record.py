@@ -132,3 +132,9 @@ class Record(Frozen):
     retry: bool = False
     reports: tuple[RankReport, ...] = ()
     environment: Environment
+
+    @property
+    def throughput_images_per_s(self) -> float:
+        """Global batch × steps over the slowest rank's time, of a trial that ended ok."""
+        slowest_s = max(sum(window.end_s - window.start_s for window in report.windows) for report in self.reports)
+        return self.trial.global_batch * sum(window.steps for window in self.reports[0].windows) / slowest_s

@@ -71,11 +71,6 @@ class _TfDistribute(TfTrainer):
             self.max_over_ranks(0.0)
 
     @cached_property
-    def _resident(self) -> tuple[Any, Any]:
-        images, labels = self._take()
-        return images, labels
-
-    @cached_property
     def _train_resident(self) -> Callable[[], Any]:  # type: ignore[override]
         batch = self._resident
         return self._program(lambda: self._strategy.run(self._replica_step, args=batch))

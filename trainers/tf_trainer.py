@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from typing import Any
 
 # Read by Keras once, when it is imported.
@@ -68,6 +69,12 @@ class TfTrainer:
 
     def next_batch(self) -> None:
         self._take()
+
+    @cached_property
+    def _resident(self) -> tuple[Any, Any]:
+        """The batch that stays: images and labels."""
+        images, labels = self._take()
+        return images, labels
 
     def kept(self) -> Callable[[], None]:
         variables = [*self._network.variables, *self._optimizer.variables]
