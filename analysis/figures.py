@@ -62,6 +62,7 @@ _MOST_TRAINER_PANELS = 9
 # Of more values in a heat map none is written out.
 _MOST_WRITTEN = 120
 _MOST_POINTS = 40
+_MOST_SWEPT = 4
 _DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (6, 1.5, 1, 1.5)), (0, (3, 1, 1, 1, 1, 1)))
 _HATCHES = ("", "////", "....", "xxxx", "\\\\\\\\", "++++")
 _EXECUTION_DASHES = {"eager": (0, (1, 1.5)), "graph": (0, (5, 2)), "compiled": "-"}
@@ -533,6 +534,80 @@ def device_map(use: pd.DataFrame) -> Figure:
     most = int(named.groupby([*WORK, "panel"])["rank"].nunique().max())
     title = "Which rank idles: how busy its device was, window by window (dark: idle)"
     return _panels(named, title, draw, by=("panel",), height=max(2.2, 1.4 + 0.35 * min(most, 16)), width=5.2)
+
+
+def collectives(points: pd.DataFrame, fitted: pd.DataFrame) -> Figure:
+    """Draw seconds and bus bandwidth of an all-reduce over the size of its message, a row a number of devices."""
+    line = [column for column in fitted.columns if column in points.columns]
+    placed = points.groupby(["world_size", "devices_per_node"], sort=True)
+    panels = list(placed)[-_MOST_SWEPT:]
+    several = points.nodes.max() > 1
+    with sns.axes_style("whitegrid", rc=_STYLE), mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(11, 3.4 * len(panels) + 0.9), layout="constrained")
+        grid = figure.subplots(len(panels), 2, squeeze=False)
+        legend: dict[str, Any] = {}
+        for (left, right), ((size, per_node), group) in zip(grid, panels, strict=True):
+            for series in _series(group):
+                rows = group[group.series == series]
+                trainer = rows.trainer.iloc[0]
+                style = {
+                    "color": COLOURS[trainer],
+                    "marker": MARKERS[trainer],
+                    "markersize": 4.5,
+                    "linewidth": 1.4,
+                    "label": series,
+                }
+                left.plot(rows.size_bytes, 1e3 * rows.time_s, **style)
+                right.plot(rows.size_bytes, rows.bus_bytes_per_s / 1e9, **style)
+                right.fill_between(
+                    rows.size_bytes,
+                    rows.bus_bytes_per_s_low / 1e9,
+                    rows.bus_bytes_per_s_high / 1e9,
+                    color=COLOURS[trainer],
+                    alpha=0.15,
+                    linewidth=0,
+                )
+                law = fitted.merge(rows[line].drop_duplicates(), on=line).iloc[0]
+                model_s = law.latency_s + rows.size_bytes / law.bandwidth_bytes_per_s
+                left.plot(rows.size_bytes, 1e3 * model_s, color=COLOURS[trainer], linestyle=(0, (2, 2)), linewidth=1)
+            nodes = f" on {_nodes(-(-size // per_node))}" if several else ""
+            left.set_title(f"{_devices(size)}{nodes}: time (dotted: latency + size / bandwidth)")
+            right.set_title(f"{_devices(size)}{nodes}: bus bandwidth")
+            left.set_yscale("log")
+            left.set_ylabel("time of an all-reduce (ms)")
+            left.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
+            right.set_ylabel("bus bandwidth (GB/s)")
+            right.set_ylim(bottom=0)
+            ticks = [2**power for power in range(0, 45, 5) if group.size_bytes.min() <= 2**power]
+            ticks = [tick for tick in ticks if tick <= group.size_bytes.max()]
+            for axes in (left, right):
+                axes.set_xscale("log", base=2)
+                axes.xaxis.set_major_locator(FixedLocator(ticks))
+                axes.xaxis.set_minor_locator(NullLocator())
+                axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: bytes_in_words(int(value))))
+                axes.set_xlabel("size of the message")
+                sns.despine(ax=axes)
+            legend |= _taken_legend(left)
+        figure.suptitle(
+            "Collectives: what an all-reduce takes, and what the network gives (bands: 95 % bootstrap interval)",
+            x=0.01,
+            ha="left",
+            fontsize=12.5,
+            fontweight="bold",
+        )
+        figure.legend(
+            legend.values(), legend.keys(), loc="outside lower left", ncols=len(legend), frameon=False, fontsize=9.5
+        )
+    return figure
+
+
+def bytes_in_words(count: int) -> str:
+    """Return a number of bytes as 1 KB, 32 MB, …, in powers of 1024."""
+    for unit in ("B", "KB", "MB"):
+        if count < 1024:
+            return f"{count:.3g} {unit}"
+        count = count // 1024 if count % 1024 == 0 else count / 1024  # type: ignore[assignment]
+    return f"{count:.3g} GB"
 
 
 def loss_curves(losses: pd.DataFrame) -> Figure:

@@ -140,7 +140,7 @@ def _fitted(law: Law, sizes: Values, throughputs: Values) -> dict[str, Any]:
     ends: Values = np.full((2, len(at)), np.nan)
     if count > len(np.unique(sizes)):
         rng = np.random.default_rng(0)
-        drawn = [law.fit(sizes, _resampled(sizes, throughputs, rng)) for _ in range(_RESAMPLES)]
+        drawn = [law.fit(sizes, resampled(sizes, throughputs, rng)) for _ in range(_RESAMPLES)]
         tails = 100 * np.array([(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
         by_name = {name: [law.parameters(one)[name] for one in drawn] for name in parameters}
         intervals = {name: tuple(np.percentile(values, tails).tolist()) for name, values in by_name.items()}
@@ -156,7 +156,7 @@ def _fitted(law: Law, sizes: Values, throughputs: Values) -> dict[str, Any]:
     }
 
 
-def _resampled(sizes: Values, values: Values, rng: np.random.Generator) -> Values:
+def resampled(sizes: Values, values: Values, rng: np.random.Generator) -> Values:
     """Return as many repeats of every world size, drawn from its own."""
     drawn = np.empty_like(values)
     for size in np.unique(sizes):

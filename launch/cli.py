@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 if TYPE_CHECKING:
+    from pandas import DataFrame
     from rich.console import Console
 
     from scalestudy.launch.folder import StudyFolder
@@ -59,7 +60,6 @@ def run(
     from rich.console import Console
 
     from scalestudy.launch.errors import InputError
-    from scalestudy.launch.folder import StudyFolder
     from scalestudy.launch.launcher import check_capacity, nodes_needed
     from scalestudy.launch.launchers import make_launcher
     from scalestudy.launch.runner import Origin, pending
@@ -69,7 +69,7 @@ def run(
     chosen = make_launcher(launcher or study.launcher, study, study_file)
     topology = chosen.capacity()
     layout = resolve(study, study_file, topology)
-    folder = StudyFolder(out.expanduser() if out else Path("results") / study.name)
+    folder = _folder(out, study)
     console = Console()
     origin = Origin.of(study.name, text, study.costs)
     if study.adaptive and repeat:
@@ -88,7 +88,7 @@ def run(
         return
     folder.create(study.name)
     share = f"nodes-{nodes or 'any'}-repeat-{repeat or 'any'}" if nodes or repeat else None
-    with folder.locked(share), _stoppable(console, study_file, trials, folder, chosen) as left_at_first:
+    with folder.locked(share), _stoppable(console, "run", study_file, trials, folder, chosen) as left_at_first:
         waiting = _run_pending(console, origin, trials, folder, chosen, study.adaptive)
         if share is None:
             _write_report(console, folder)
@@ -105,6 +105,54 @@ def run(
     undone = [trial for trial in pending(trials, folder, study.adaptive) if folder.record(trial) is None]
     records = filter(None, map(folder.record, trials))
     if undone or any(record.outcome not in ("ok", "skipped") for record in records):
+        raise typer.Exit(1)
+
+
+@app.command()
+def collectives(
+    study_file: StudyFile,
+    launcher: Annotated[str | None, typer.Option(help="Who starts the ranks; the study's own if left out.")] = None,
+    out: Out = None,
+    smallest: Annotated[str, typer.Option(help="The smallest message; each is twice the one before.")] = "1KB",
+    largest: Annotated[str, typer.Option(help="The largest message.")] = "1GB",
+) -> None:
+    """Time every trainer's own all-reduce over message sizes, at every world size of a study: what the network gives.
+
+    Every sum is checked. Exit code 0: all ok; 1: some sweep failed; 2: bad input; 130: stopped.
+    """
+    from rich.console import Console
+
+    from scalestudy.analysis import collectives as analysis
+    from scalestudy.launch.collectives import parse_bytes, sweep_trials
+    from scalestudy.launch.errors import InputError
+    from scalestudy.launch.launcher import check_capacity
+    from scalestudy.launch.launchers import make_launcher
+    from scalestudy.launch.runner import Origin
+    from scalestudy.launch.study import load_study, resolve
+    from scalestudy.trainers.trial import Sweep
+
+    plan = Sweep(smallest_bytes=parse_bytes("--smallest", smallest), largest_bytes=parse_bytes("--largest", largest))
+    if plan.smallest_bytes > plan.largest_bytes:
+        raise InputError(f"--smallest: {smallest!r} is above --largest {largest!r}")
+    study = load_study(study_file)
+    chosen = make_launcher(launcher or study.launcher, study, study_file)
+    topology = chosen.capacity()
+    trials = sweep_trials(study, study_file, resolve(study, study_file, topology), plan)
+    if not chosen.elastic:
+        check_capacity(trials, study_file, chosen.name, topology)
+    console = Console()
+    folder = _folder(out, study)
+    folder.create(study.name)
+    sweeps = folder.collectives()
+    with folder.locked(), _stoppable(console, "collectives", study_file, trials, sweeps, chosen):
+        _run_pending(console, Origin.of(study.name, study_file.read_text(), study.costs), trials, sweeps, chosen, None)
+        written = analysis.write(folder.path)
+        if len(written.fits):
+            _print_fits(console, written.fits)
+        console.print(f"plot: {written.figure}", soft_wrap=True, highlight=False)
+        if folder.outcomes():
+            _write_report(console, folder)
+    if any(record is None or record.outcome not in ("ok", "skipped") for record in map(sweeps.record, trials)):
         raise typer.Exit(1)
 
 
@@ -259,6 +307,28 @@ def doctor(
             escape(finding.advice),
         )
     Console().print(table)
+
+
+def _folder(out: Path | None, study: "Study") -> "StudyFolder":
+    from scalestudy.launch.folder import StudyFolder
+
+    return StudyFolder(out.expanduser() if out else Path("results") / study.name)
+
+
+def _print_fits(console: "Console", fits: "DataFrame") -> None:
+    from rich.table import Table
+
+    table = Table("devices", "trainer", "latency", "bandwidth", "best bus bandwidth", "fit", box=None, pad_edge=False)
+    for row in fits.itertuples():
+        table.add_row(
+            str(row.world_size),
+            row.series,
+            f"{1e6 * row.latency_s:,.0f} µs",
+            f"{row.bandwidth_bytes_per_s / 1e9:.3g} GB/s",
+            f"{row.best_bus_bytes_per_s / 1e9:.3g} GB/s at {row.best_size}",
+            f"off by {row.rms_residual:.0%}",
+        )
+    console.print(table)
 
 
 def _settle_batches(
@@ -433,7 +503,12 @@ def _ignore_stops() -> None:
 
 @contextmanager
 def _stoppable(
-    console: "Console", study_file: Path, trials: "list[Trial]", folder: "StudyFolder", launcher: "Launcher"
+    console: "Console",
+    command: str,
+    study_file: Path,
+    trials: "list[Trial]",
+    folder: "StudyFolder",
+    launcher: "Launcher",
 ) -> Iterator[int]:
     """End on Ctrl-C, SIGTERM and Slurm's notice before a time limit: ranks stopped, the way to go on told.
 
@@ -456,7 +531,7 @@ def _stoppable(
         how = launcher.resume(advanced=len(pending(trials, folder)) < left_at_first)
         console.print(
             f"stopped; the ranks are gone and {folder.path} is whole. "
-            + (how or f"To go on:\n  scalestudy run {study_file} --launcher {launcher.name} --out {folder.path}"),
+            + (how or f"To go on:\n  scalestudy {command} {study_file} --launcher {launcher.name} --out {folder.path}"),
             soft_wrap=True,
             highlight=False,
         )

@@ -12,7 +12,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from scalestudy.launch.errors import InputError
-from scalestudy.trainers.files import RECORD_NAME, UNFINISHED, read_record, record_paths, write_atomically
+from scalestudy.trainers.files import COLLECTIVES, RECORD_NAME, UNFINISHED, read_record, record_paths, write_atomically
 from scalestudy.trainers.record import RankReport, Record
 from scalestudy.trainers.trial import Trial
 
@@ -22,7 +22,7 @@ _MARKER = "scalestudy.json"
 class StudyFolder:
     """`trials/` holds a folder a trial, `jobs/` what was submitted; a run adds and never deletes or overwrites.
 
-    `tries` is the same folder with what `batch: auto` has tried in the place of its trials.
+    `tries` is the same folder with what `batch: auto` has tried in the place of its trials, `collectives` with sweeps.
     """
 
     def __init__(self, path: Path, trials: str = "trials") -> None:
@@ -86,7 +86,14 @@ class StudyFolder:
 
     def tries(self) -> "StudyFolder":
         """Return where the tries of `batch: auto` lie."""
-        found = StudyFolder(self.path, "tries")
+        return self._beside("tries")
+
+    def collectives(self) -> "StudyFolder":
+        """Return where the sweeps of all-reduces lie."""
+        return self._beside(COLLECTIVES)
+
+    def _beside(self, name: str) -> "StudyFolder":
+        found = StudyFolder(self.path, name)
         found.trials_path.mkdir(exist_ok=True)
         return found
 

@@ -39,7 +39,7 @@ def ending(trial: Trial, ended: Exit, reports: Sequence[RankReport], folder: Pat
         return Ending("failed", _failure(ended, dict(errors), folder))
     if len(reports) != len(ended.codes):
         return Ending("failed", f"expected {len(ended.codes)} rank reports, got {len(reports)}")
-    return _diverged(trial, reports) or Ending("ok")
+    return (None if trial.sweep else _diverged(trial, reports)) or Ending("ok")
 
 
 def _failure(ended: Exit, errors: dict[int, object], folder: Path) -> str:

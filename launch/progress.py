@@ -169,4 +169,6 @@ def _like(trial: Trial) -> tuple[str, str, int]:
 def _ended(record: Record) -> str:
     if record.outcome != "ok":
         return f"[bold red]{record.outcome}[/]: {escape(record.reason or '')}"
+    if record.trial.sweep:
+        return f"[green]ok[/], {len(record.reports[0].collectives)} sizes, every sum right"
     return f"[green]ok[/], {record.throughput_images_per_s:,.0f} images/s"

@@ -6,6 +6,8 @@ from pathlib import Path
 from scalestudy.trainers.record import Record
 
 RECORD_NAME = "record.json"
+# The folder of a study's sweeps, beside that of its trials.
+COLLECTIVES = "collectives"
 # What an attempt without a record left is renamed so, with a number behind; its files are no part of the results.
 UNFINISHED = ".unfinished-"
 

@@ -6,12 +6,14 @@ from functools import cached_property
 from typing import Any
 
 import horovod.tensorflow as hvd
+import numpy as np
 import tensorflow as tf
+from numpy.typing import NDArray
 
 from scalestudy.cluster.rank import Rank
 from scalestudy.trainers import tf_data
 from scalestudy.trainers.horovod_rendezvous import join
-from scalestudy.trainers.tf_trainer import TfTrainer, take_gpus
+from scalestudy.trainers.tf_trainer import TfAllReduce, TfTrainer, take_gpus
 from scalestudy.trainers.trial import Trial
 
 
@@ -52,12 +54,28 @@ class HorovodTf(TfTrainer):
         return self._program(lambda: self._train_on(*batch))
 
     @cached_property
+    def _zeros(self) -> list[Any]:
+        """As large as every gradient."""
+        return [tf.zeros(variable.shape) for variable in self._network.trainable_variables]
+
+    @cached_property
     def _train_local(self) -> Callable[[], Any]:  # type: ignore[override]
         batch = self._resident
         return self._program(lambda: self._train_on(*batch, exchange=list))
 
     def max_over_ranks(self, value: float) -> float:
         return float(hvd.allreduce(tf.constant(value, tf.float64), op=hvd.Max, name="largest").numpy())
+
+    def exchange_step(self) -> None:
+        self._exchange(self._zeros)
+
+    def exchanged_bytes(self) -> int:
+        return super().exchanged_bytes() // (2 if self._options.compression == "fp16" else 1)
+
+    def all_reduce(self, values: Callable[[int], NDArray[np.float32]]) -> TfAllReduce:
+        message = tf.constant(values(self._rank.rank))
+        name = f"message.{message.shape[0]}"
+        return TfAllReduce(lambda: hvd.allreduce(message, op=hvd.Sum, name=name), lambda summed: [summed])
 
     def versions(self) -> dict[str, str]:
         return {**super().versions(), "horovod": importlib.metadata.version("horovod")}

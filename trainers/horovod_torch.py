@@ -1,12 +1,16 @@
 """Horovod on torch: one process a device, gradients averaged by Horovod's own Gloo (CPU) or NCCL (GPU)."""
 
 import importlib.metadata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
 import horovod.torch as hvd
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from scalestudy.cluster.rank import Rank
 from scalestudy.trainers.horovod_rendezvous import join
@@ -30,12 +34,32 @@ class HorovodTorch(TorchTrainer):
         largest = hvd.allreduce(torch.tensor(value, dtype=torch.float64), op=hvd.Max, name="largest")
         return float(largest.item())
 
+    def exchange_step(self) -> None:
+        handles = [
+            hvd.allreduce_async_(gradient, op=hvd.Average, name=f"exchange.{index}")
+            for index, gradient in enumerate(self._zeros)
+        ]
+        for handle in handles:
+            hvd.synchronize(handle)
+
+    def exchanged_bytes(self) -> int:
+        return sum(gradient.nbytes for gradient in self._zeros)
+
+    def all_reduce(self, values: Callable[[int], NDArray[np.float32]]) -> "_AllReduce":
+        return _AllReduce(torch.from_numpy(values(self._rank.rank)).to(self._device))
+
     def versions(self) -> dict[str, str]:
         return {**super().versions(), "horovod": importlib.metadata.version("horovod")}
 
     def close(self) -> None:
         super().close()
         hvd.shutdown()
+
+    @cached_property
+    def _zeros(self) -> list[Tensor]:
+        """As large as every gradient, in the format that is sent."""
+        sent = torch.float16 if self._options.compression == "fp16" else torch.float32
+        return [torch.zeros_like(parameter, dtype=sent) for parameter in self._network.parameters()]
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -74,3 +98,16 @@ class HorovodTorch(TorchTrainer):
         with self._exchanging.skip_synchronize():
             self._scaler.step(self._optimizer)
         self._scaler.update()
+
+
+class _AllReduce:
+    """Horovod's, in place."""
+
+    def __init__(self, message: Tensor) -> None:
+        self._message = message
+
+    def __call__(self) -> None:
+        hvd.allreduce_(self._message, op=hvd.Sum, name=f"message.{self._message.numel()}")
+
+    def sums(self) -> list[NDArray[np.float32]]:
+        return [self._message.cpu().numpy()]

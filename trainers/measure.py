@@ -16,6 +16,8 @@ _WARM_UP_SHARE = 0.25
 _WARM_UP_SPAN = 4
 _WARM_UP_TOLERANCE = 0.05
 _CAUSES_WARM_UP = 3
+# Local steps that are timed one by one: enough for how they spread, few enough for a record.
+_FEWEST_SINGLE_STEPS, _MOST_SINGLE_STEPS = 10, 100
 
 
 @dataclass
@@ -36,6 +38,8 @@ class Causes:
     resident: list[Window] = field(default_factory=list)
     local: list[Window] = field(default_factory=list)
     input: list[Window] = field(default_factory=list)
+    exchange: list[Window] = field(default_factory=list)
+    local_step_times_s: list[float] = field(default_factory=list)
 
 
 def measure(trainer: Trainer, plan: Measurement, progress: Callable[[Measured], None]) -> Measured:
@@ -74,16 +78,19 @@ def measure(trainer: Trainer, plan: Measurement, progress: Callable[[Measured], 
     return seen
 
 
-def measure_causes(trainer: Trainer, windows: int, steps: int, *, resident: bool) -> Causes:
+def measure_causes(trainer: Trainer, windows: int, steps: int, *, resident: bool, alone: bool) -> Causes:
     """Time the parts of a step, in windows that take turns; the training is afterwards where it was before.
 
     Whole: the step. Resident: that on a batch which lies on the device, as all do of data that are `resident`. Local:
-    the same with nothing exchanged. Input: a batch and no step.
+    the same with nothing exchanged. Input: a batch and no step. Exchange: as much as a step exchanges and no step,
+    unless the device is `alone`. Then local steps one by one, for how they spread.
     """
     seen = Causes()
     parts = [(seen.resident, trainer.resident_step), (seen.local, trainer.local_step)]
     if not resident:
         parts += [(seen.whole, trainer.step), (seen.input, trainer.next_batch)]
+    if not alone and trainer.exchanged_bytes() is not None:
+        parts += [(seen.exchange, trainer.exchange_step)]
     put_back = trainer.kept()
     for index in range(_CAUSES_WARM_UP + windows):
         for taken, step in parts:
@@ -92,6 +99,10 @@ def measure_causes(trainer: Trainer, windows: int, steps: int, *, resident: bool
             trainer.max_over_ranks(0.0)
             if index >= _CAUSES_WARM_UP:
                 taken.append(window)
+    for _ in range(min(max(windows * steps, _FEWEST_SINGLE_STEPS), _MOST_SINGLE_STEPS)):
+        window = timed_window(trainer, 1, trainer.local_step)
+        # Of a nanosecond nothing is known.
+        seen.local_step_times_s.append(round(window.end_s - window.start_s, 9))
     put_back()
     return seen
 

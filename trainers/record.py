@@ -29,6 +29,13 @@ class Window(NamedTuple):
     device_s: float | None = None
 
 
+class Collective(NamedTuple):
+    """All-reduces of a message of so many bytes; a window's steps are all-reduces."""
+
+    size_bytes: int
+    windows: tuple[Window, ...]
+
+
 class LossPoint(NamedTuple):
     """The loss of the rank's own shard in its `step`-th step; null where it was no finite number."""
 
@@ -83,6 +90,13 @@ class RankReport(Frozen):
     resident_windows: tuple[Window, ...] = ()
     local_windows: tuple[Window, ...] = ()
     input_windows: tuple[Window, ...] = ()
+    # The exchange of as many bytes as a step reduces, and no step; without where there is nobody to exchange with.
+    exchange_windows: tuple[Window, ...] = ()
+    exchanged_bytes: int | None = None
+    # Local steps timed one by one.
+    local_step_times_s: tuple[float, ...] = ()
+    # Of a sweep, in the place of all other windows.
+    collectives: tuple[Collective, ...] = ()
     losses: tuple[LossPoint, ...] = ()
     test_accuracy: float | None = None
     # Of an epoch; null where the data are synthetic and never end.

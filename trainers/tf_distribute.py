@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scalestudy.cluster.rank import Rank
 from scalestudy.trainers import keras_models, tf_data
 from scalestudy.trainers.options import MirroredOptions, MultiWorkerOptions
-from scalestudy.trainers.tf_trainer import TfTrainer, take_gpus
+from scalestudy.trainers.tf_trainer import TfAllReduce, TfTrainer, take_gpus
 from scalestudy.trainers.trial import Trial
 
 
@@ -40,10 +40,14 @@ class _TfDistribute(TfTrainer):
             )
             self._train = self._program(lambda: self._strategy.run(self._replica_step, args=next(batches)))
             self._take = self._program(lambda: next(batches))
-        self._largest = tf.function(
-            lambda value: self._strategy.run(
-                lambda: tf.reduce_max(tf.distribute.get_replica_context().all_gather(value[None], axis=0))
-            )
+
+    def exchange_step(self) -> None:
+        self._exchange_alone()
+
+    def all_reduce(self, values: Callable[[int], NDArray[np.float32]]) -> TfAllReduce:
+        messages = self._distributed(lambda rank: tf.constant(values(rank)))
+        return TfAllReduce(
+            lambda: self._strategy.run(_summed, args=(messages,)), self._strategy.experimental_local_results
         )
 
     def loss(self) -> float:
@@ -71,6 +75,22 @@ class _TfDistribute(TfTrainer):
             self.max_over_ranks(0.0)
 
     @cached_property
+    def _largest(self) -> Callable[[Any], Any]:
+        return tf.function(  # type: ignore[no-any-return]
+            lambda value: self._strategy.run(
+                lambda: tf.reduce_max(tf.distribute.get_replica_context().all_gather(value[None], axis=0))
+            )
+        )
+
+    @cached_property
+    def _exchange_alone(self) -> Callable[[], Any]:
+        zeros = [
+            self._distributed(lambda _, shape=variable.shape: tf.zeros(shape))
+            for variable in self._network.trainable_variables
+        ]
+        return self._program(lambda: self._strategy.run(_summed, args=(zeros,)))
+
+    @cached_property
     def _train_resident(self) -> Callable[[], Any]:  # type: ignore[override]
         batch = self._resident
         return self._program(lambda: self._strategy.run(self._replica_step, args=batch))
@@ -96,12 +116,16 @@ class _TfDistribute(TfTrainer):
     def _resident_batch(self) -> tuple[Any, Any]:
         """Return images and labels with each replica's own on its device."""
         images, labels = (
-            self._strategy.experimental_distribute_values_from_function(
-                lambda context, part=part: tf_data.resident_batch(self._trial, context.replica_id_in_sync_group)[part]
-            )
+            self._distributed(lambda rank, part=part: tf_data.resident_batch(self._trial, rank)[part])
             for part in (0, 1)
         )
         return images, labels
+
+    def _distributed(self, values: Callable[..., Any]) -> Any:
+        """Return the values of every global rank, each on its device."""
+        return self._strategy.experimental_distribute_values_from_function(
+            lambda context: values(context.replica_id_in_sync_group)
+        )
 
     def _replica_step(self, images: Any, labels: Any) -> Any:
         loss, gradients = self._gradients(images, labels)
@@ -150,6 +174,11 @@ class TfMirrored(_TfDistribute):
         }[trial.options.cross_device_ops]
         self._strategy = tf.distribute.MirroredStrategy(devices, cross_device_ops=operations())
         self._ranks = range(trial.world_size)
+
+
+def _summed(messages: Any) -> Any:
+    """Return the sum over replicas, as Keras' optimizers have it of gradients."""
+    return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, messages)
 
 
 def _nan_unless_finite_everywhere(gradients: list[Any]) -> Any:

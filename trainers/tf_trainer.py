@@ -1,7 +1,7 @@
 """What every TensorFlow trainer does: the model in its precision, and the step, eager, as a graph or by XLA."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -66,6 +66,9 @@ class TfTrainer:
 
     def local_step(self) -> None:
         self._train_local()
+
+    def exchanged_bytes(self) -> int:
+        return sum(4 * int(np.prod(variable.shape)) for variable in self._network.trainable_variables)
 
     def next_batch(self) -> None:
         self._take()
@@ -176,6 +179,20 @@ class TfTrainer:
     def _program(self, step: Callable[[], Any]) -> Callable[[], Any]:
         """Return the step as this trial executes it."""
         return step if self._trial.execution == "eager" else tf.function(step)
+
+
+class TfAllReduce:
+    """A sum over devices as a graph of its own; `local_results` are what every device of this process has of it."""
+
+    def __init__(self, reduce: Callable[[], Any], local_results: Callable[[Any], Iterable[Any]]) -> None:
+        self._reduce = tf.function(reduce)
+        self._local_results = local_results
+
+    def __call__(self) -> None:
+        self._summed = self._reduce()
+
+    def sums(self) -> list[NDArray[np.float32]]:
+        return [value.numpy() for value in self._local_results(self._summed)]
 
 
 def make_optimizer(chosen: Optimizer) -> keras.Optimizer:

@@ -1,12 +1,17 @@
 """PyTorch DistributedDataParallel: one process a device, gradients averaged by gloo (CPU) or NCCL (GPU)."""
 
 import os
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
+from functools import cached_property
 from typing import cast
 
+import numpy as np
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
+from torch import Tensor
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook, fp16_compress_hook
 from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState, powerSGD_hook
 from torch.nn.parallel import DistributedDataParallel
@@ -42,9 +47,33 @@ class TorchDdp(TorchTrainer):
         dist.all_reduce(largest, op=dist.ReduceOp.MAX)
         return float(largest.item())
 
+    def exchange_step(self) -> None:
+        # All at once and then awaited, as DDP does at the end of its backward pass.
+        for work in [dist.all_reduce(bucket, async_op=True) for bucket in self._buckets]:
+            work.wait()
+
+    def exchanged_bytes(self) -> int | None:
+        # What PowerSGD sends is not as large as its buckets.
+        if self._options.communication_hook == "powersgd":
+            return None
+        return sum(bucket.nbytes for bucket in self._buckets)
+
+    def all_reduce(self, values: Callable[[int], NDArray[np.float32]]) -> "_AllReduce":
+        return _AllReduce(torch.from_numpy(values(self._rank.rank)).to(self._device))
+
     def close(self) -> None:
         super().close()
         dist.destroy_process_group()
+
+    @cached_property
+    def _buckets(self) -> list[Tensor]:
+        """Zeros, as many as DDP sends at a time, in the format that it sends."""
+        told = self._ddp._get_ddp_logging_data()
+        # Buckets are made anew after the first steps, in the order in which gradients were ready.
+        sizes_bytes = map(int, (told.get("rebuilt_bucket_sizes") or told["bucket_sizes"]).split(","))
+        sent = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(self._options.communication_hook, torch.float32)
+        of_parameters = torch.float32.itemsize
+        return [torch.zeros(size // of_parameters, dtype=sent, device=self._device) for size in sizes_bytes]
 
     def _alone(self) -> AbstractContextManager[None]:
         return cast(AbstractContextManager[None], self._ddp.no_sync())
@@ -74,3 +103,16 @@ class TorchDdp(TorchTrainer):
                 model.register_comm_hook(state, powerSGD_hook)
         self._ddp = model
         return model
+
+
+class _AllReduce:
+    """torch.distributed's, in place."""
+
+    def __init__(self, message: Tensor) -> None:
+        self._message = message
+
+    def __call__(self) -> None:
+        dist.all_reduce(self._message)
+
+    def sums(self) -> list[NDArray[np.float32]]:
+        return [self._message.cpu().numpy()]

@@ -21,6 +21,16 @@ from scalestudy.trainers.record import Memory
 from scalestudy.trainers.trial import Execution, Trial
 
 
+class AllReduce(Protocol):
+    """One message a device, and the framework's own collective for it."""
+
+    def __call__(self) -> None:
+        """Sum the messages of all devices; may return before the device is done."""
+
+    def sums(self) -> list[NDArray[np.float32]]:
+        """Return what every device of this process has got."""
+
+
 class Trainer(Protocol):
     """One process of a trial; made by `Trainer(trial, rank)`, which meets the other ranks and no more."""
 
@@ -47,8 +57,17 @@ class Trainer(Protocol):
     def local_step(self) -> None:
         """Take the same step with nothing exchanged: every device trains alone."""
 
+    def exchange_step(self) -> None:
+        """Exchange what a step exchanges, and compute nothing."""
+
+    def exchanged_bytes(self) -> int | None:
+        """Return the bytes of gradients that a step reduces on every device, None where that is not known."""
+
     def next_batch(self) -> None:
         """Take a batch from the input, and no step."""
+
+    def all_reduce(self, values: Callable[[int], NDArray[np.float32]]) -> "AllReduce":
+        """Put `values` of every global rank on its device, to be summed; needs no `build`."""
 
     def kept(self) -> Callable[[], None]:
         """Keep all that a step changes; what is returned puts it back."""

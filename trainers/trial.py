@@ -68,6 +68,16 @@ class Measurement(Frozen):
     telemetry_hz: float = Field(default=10.0, ge=0, le=100)
 
 
+class Sweep(Frozen):
+    """All-reduces of float32 messages instead of training, in the manner of nccl-tests: which sizes, how long each."""
+
+    smallest_bytes: int = Field(default=2**10, ge=4, multiple_of=4)
+    largest_bytes: int = Field(default=2**30, ge=4)
+    factor: int = Field(default=2, ge=2)
+    window_s: float = Field(default=0.05, gt=0)
+    windows: int = Field(default=5, ge=1)
+
+
 class Trial(Frozen):
     """One value of each thing a study varies; batches count images."""
 
@@ -89,6 +99,7 @@ class Trial(Frozen):
     loader_workers: int = Field(default=0, ge=0)
     seed: int
     repeat: int = Field(ge=0)
+    sweep: Sweep | None = None
 
     @property
     def global_batch(self) -> int:
@@ -103,7 +114,9 @@ class Trial(Frozen):
     @property
     def id(self) -> str:
         """Twelve hex digits of the SHA-256 of all fields: the same trial has the same id in every run."""
-        return hashlib.sha256(self.model_dump_json(by_alias=True).encode()).hexdigest()[:12]
+        # A trial that trains is named as it was before there were sweeps.
+        unsaid = {"sweep"} if self.sweep is None else None
+        return hashlib.sha256(self.model_dump_json(by_alias=True, exclude=unsaid).encode()).hexdigest()[:12]
 
     @property
     def folder_name(self) -> str:

@@ -23,6 +23,7 @@ from scalestudy.cluster.host import pin, process_age_s, this_host, usable_cpus
 from scalestudy.cluster.rank import Rank
 from scalestudy.cluster.slurm_step import ADDRESSES, step_environ
 from scalestudy.cluster.telemetry import Sampling
+from scalestudy.trainers.collectives import sweep
 from scalestudy.trainers.data import first_unreadable, list_images, training_images
 from scalestudy.trainers.files import write_atomically
 from scalestudy.trainers.measure import Measured, measure, measure_causes
@@ -111,6 +112,13 @@ def _run(trial: Trial, rank: Rank, folder: Path, phases: _Phases, found: dict[st
         trainer_class = TRAINERS[trial.trainer].load()
     with phases.timed("rendezvous"):
         trainer = trainer_class(trial, rank)
+    if trial.sweep:
+        with phases.timed("sweep"):
+            found["collectives"] = sweep(trainer, trial.sweep, trial.world_size)
+        found["software"] = capture(trainer, os.environ)
+        found["memory"] = trainer.memory()
+        trainer.close()
+        return
     with phases.timed("build"):
         trainer.build()
     with phases.timed("first_step"):
@@ -134,9 +142,13 @@ def _run(trial: Trial, rank: Rank, folder: Path, phases: _Phases, found: dict[st
                 trial.measurement.cause_windows,
                 measured.windows[-1].steps,
                 resident=trial.data.source == "synthetic",
+                alone=trial.world_size == 1,
             )
-        for part, windows in vars(causes).items():
-            found[f"{part}_windows"] = tuple(windows)
+        for part in ("whole", "resident", "local", "input", "exchange"):
+            found[f"{part}_windows"] = tuple(getattr(causes, part))
+        found["local_step_times_s"] = tuple(causes.local_step_times_s)
+        if causes.exchange:
+            found["exchanged_bytes"] = trainer.exchanged_bytes()
 
     replicas = trainer.replicas()
     found["replicas"] = len(replicas)

@@ -28,7 +28,7 @@ trainer.build()
 losses = []
 for step in range(steps):
     if step == steps // 2 and "INTERLUDE" in os.environ:
-        measure_causes(trainer, 2, 3, resident=True)
+        measure_causes(trainer, 2, 3, resident=True, alone=trial.world_size == 1)
     trainer.step()
     losses.append(trainer.loss())
 trainer.synchronize()
