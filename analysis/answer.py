@@ -159,12 +159,27 @@ def _why(rows: pd.DataFrame) -> Iterator[str]:
             f"{_CAUSES[cause][0]} leaves {value:.0%} ({_between(row, cause)})" for value, cause in shown
         )
         worst = shown[0][1]
-        where = (
-            f" Slowest alone is most often rank {row.slowest_rank:.0f} on {row.slowest_host}."
-            if any(cause == "load_balance" for _, cause in shown)
-            else ""
-        )
-        yield f"Why, on {devices(row.world_size)}, for {trainer}: {factors}.{where} {_CAUSES[worst][1]}"
+        named = {cause for _, cause in shown}
+        more = [
+            *(_hidden(row) if "communication" in named else ()),
+            *(_slowest(row) if "load_balance" in named else ()),
+        ]
+        yield " ".join([f"Why, on {devices(row.world_size)}, for {trainer}: {factors}.", *more, _CAUSES[worst][1]])
+
+
+def _hidden(row: Any) -> Iterator[str]:
+    if pd.isna(row.hidden):
+        return
+    alone = f"{row.exchanged_bytes / 1e6:.3g} MB a step take {1e3 * row.exchange_s:.3g} ms to exchange alone"
+    if row.hidden > 0:
+        yield f"{alone}, {row.hidden:.0%} of which hide behind computing."
+    else:
+        yield f"{alone} and add {1e3 * row.exposed_s:.3g} ms: exchanging and computing stand in each other's way."
+
+
+def _slowest(row: Any) -> Iterator[str]:
+    jitter = "" if pd.isna(row.jitter) else f"; jitter alone would leave {row.jitter:.0%}"
+    yield f"Slowest alone is most often rank {row.slowest_rank:.0f} on {row.slowest_host}{jitter}."
 
 
 def _between(row: Any, cause: str) -> str:

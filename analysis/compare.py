@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from scalestudy.analysis import figures, metrics
+from scalestudy.analysis.fairness import guarded
 from scalestudy.analysis.report import Facts, as_image, page, read_study
 
 # What must be equal for a point of one folder to be that of the other. Not the launcher: it is part of the environment.
@@ -20,7 +21,8 @@ SLOWER, FASTER, ALIKE = "slower", "faster", "no difference shown"
 class Comparison:
     """NEW against BASE.
 
-    environment: what differs, by subject, of both. points: a row a point that both have measured, see `changes`.
+    environment: what differs, by subject, of both. unlike: what is not compared, not being the same work. points: a row
+    a point that both have measured, see `changes`.
     base_only, new_only: points that the other has not; lost: those that it tried, and every trial failed.
     """
 
@@ -28,6 +30,7 @@ class Comparison:
     new: Path
     tolerance: float
     environment: Mapping[str, tuple[str, str]]
+    unlike: list[str]
     points: pd.DataFrame
     lost: pd.DataFrame
     base_only: pd.DataFrame
@@ -47,6 +50,10 @@ class Comparison:
 def compare(base: Path, new: Path, tolerance: float) -> Comparison:
     """Match two folders point by point; raises ValueError where one of them holds no record."""
     (base_facts, base_trials), (new_facts, new_trials) = map(_read, (base, new))
+    together, unlike = guarded(
+        pd.concat([base_trials.assign(side="base"), new_trials.assign(side="new")], ignore_index=True)
+    )
+    base_trials, new_trials = (together[together.side == side] for side in ("base", "new"))
     there, here = (trials[trials.throughput_images_per_s.notna()] for trials in (base_trials, new_trials))
     base_keys, new_keys = (_points_of(trials) for trials in (there, here))
     missing = _only(base_keys, new_keys)
@@ -55,6 +62,7 @@ def compare(base: Path, new: Path, tolerance: float) -> Comparison:
         new=new,
         tolerance=tolerance,
         environment=_differences(base_facts, new_facts),
+        unlike=unlike,
         points=changes(there, here),
         lost=missing.merge(_points_of(new_trials), on=MATCH),
         base_only=_only(missing, _points_of(new_trials)),
@@ -65,8 +73,9 @@ def compare(base: Path, new: Path, tolerance: float) -> Comparison:
 def changes(base: pd.DataFrame, new: pd.DataFrame) -> pd.DataFrame:
     """Return a row a point that both measured: base and new (median images/s), ratio new / base, and a verdict.
 
-    ratio_low and ratio_high are its 95 % bootstrap interval. The verdict is `no difference shown` where the two
-    throughputs' own intervals overlap, and where either was measured once.
+    ratio_low and ratio_high are its 95 % bootstrap interval, superiority how often a new run is the faster of two. The
+    verdict is `no difference shown` where the two throughputs' own intervals overlap, and where either was measured
+    once.
     """
     by_point = [
         {key: group.to_numpy() for key, group in trials.groupby(MATCH, sort=True).throughput_images_per_s}
@@ -87,7 +96,8 @@ def changes(base: pd.DataFrame, new: pd.DataFrame) -> pd.DataFrame:
         ratio_high=ratio_high,
     )
     verdict = np.select([after_low > before_high, after_high < before_low], [FASTER, SLOWER], ALIKE)
-    return found.assign(ratio=found.new / found.base, verdict=verdict)
+    won = [metrics.superiority(*pair) for pair in zip(after, before, strict=True)]
+    return found.assign(ratio=found.new / found.base, verdict=verdict, superiority=won)
 
 
 def markdown(found: Comparison) -> str:
@@ -95,14 +105,16 @@ def markdown(found: Comparison) -> str:
     lines = [f"# {found.new} against {found.base}", "", "## What differs between them", ""]
     lines += [f"* {subject}: {there} → {here}" for subject, (there, here) in found.environment.items()]
     lines += ["", "## What came of it", "", *(f"* {sentence}" for sentence in summary(found)), ""]
-    lines += ["| | workload | trainer | devices | base, images/s | new, images/s | new / base | 95 % interval |"]
-    lines += ["|---" * 8 + "|"]
+    lines += [
+        "| | workload | trainer | devices | base, images/s | new, images/s | new / base | 95 % interval | faster |"
+    ]
+    lines += ["|---" * 9 + "|"]
     for row in found.points.itertuples():
         interval = "–" if np.isnan(row.ratio_low) else f"{row.ratio_low:.3f}–{row.ratio_high:.3f}"
         verdict = f"**{row.verdict}**" if row.verdict != ALIKE else row.verdict
         lines.append(
             f"| {verdict} | {row.workload} | {row.series} | {row.world_size} | {_rate(row.base)} | {_rate(row.new)} "
-            f"| {row.ratio:.3f} | {interval} |"
+            f"| {row.ratio:.3f} | {interval} | {row.superiority:.0%} |"
         )
     for title, rows in _unmatched(found).items():
         lines += ["", f"## {title}", ""]
@@ -124,7 +136,7 @@ def html(found: Comparison) -> str:
 
 def summary(found: Comparison) -> list[str]:
     """Return in sentences what got faster, what slower, and of what nothing is shown."""
-    said = []
+    said = list(found.unlike)
     for verdict, share in ((SLOWER, "lost"), (FASTER, "won")):
         rows = found.points[found.points.verdict == verdict]
         if len(rows):

@@ -63,6 +63,7 @@ _MOST_TRAINER_PANELS = 9
 _MOST_WRITTEN = 120
 _MOST_POINTS = 40
 _MOST_SWEPT = 4
+_MOST_RANKS = 16
 _DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (6, 1.5, 1, 1.5)), (0, (3, 1, 1, 1, 1, 1)))
 _HATCHES = ("", "////", "....", "xxxx", "\\\\\\\\", "++++")
 _EXECUTION_DASHES = {"eager": (0, (1, 1.5)), "graph": (0, (5, 2)), "compiled": "-"}
@@ -159,6 +160,89 @@ def waterfall(trials: pd.DataFrame) -> Figure:
 
     title = "Where the time goes: what takes efficiency from 100 % down to what was measured (in points of 100)"
     return _panels(trials, title, draw, by=("series",), width=5.0)
+
+
+def overlap(points: pd.DataFrame) -> Figure:
+    """Draw what the exchange takes alone and what it adds to a step, at each series' largest world size."""
+    largest = points[points.world_size == points.groupby(WORK).world_size.transform("max")]
+    looks = _looks(largest)
+
+    def draw(axes: Axes, rows: pd.DataFrame) -> None:
+        present = _series(rows)[::-1]
+        by_series = rows.set_index("series")
+        for place, series in enumerate(present):
+            row = by_series.loc[series]
+            axes.barh(place + 0.2, 1e3 * row.exchange_s, height=0.36, color="#BBBBBB", label="the exchange alone")
+            axes.barh(
+                place - 0.2,
+                1e3 * max(row.exposed_s, 0),
+                height=0.36,
+                color=looks[series].colour,
+                hatch=looks[series].hatch,
+                edgecolor="white",
+            )
+            longest = 1e3 * max(row.exchange_s, row.exposed_s)
+            said = f"{row.hidden:.0%} hidden" if row.hidden >= 0 else f"none hidden: {1 - row.hidden:.1f}× as long"
+            axes.annotate(said, (longest, place), xytext=(5, 0), textcoords="offset points", va="center", fontsize=8.5)
+        axes.set_yticks(range(len(present)), map(_wrapped, present), fontsize=8.5)
+        axes.set_xlim(0, 1.35e3 * rows[["exchange_s", "exposed_s"]].max().max())
+        axes.set_xlabel(f"ms a step, on {_devices(rows.world_size.iloc[0])}")
+        axes.grid(visible=False, axis="y")
+
+    lines = int(largest.groupby(WORK).series.nunique().max())
+    title = "Communication: how much hides behind computing (colour: what it adds to a step)"
+    return _panels(largest, title, draw, width=5.6, height=max(2.2, 1.1 + 0.5 * lines))
+
+
+def stragglers(ranks: pd.DataFrame) -> Figure:
+    """Draw how every rank steps alone in one trial, which is the last how often, and what jitter alone would cost."""
+
+    def draw(axes: Axes, rows: pd.DataFrame) -> None:
+        colour = COLOURS[rows.trainer.iloc[0]]
+        # The slowest are what is looked for.
+        rows = rows.sort_values("p50_s").tail(_MOST_RANKS).sort_values("rank")
+        slowest = rows["last"].idxmax()
+        for place, row in enumerate(rows.itertuples()):
+            box = {
+                "whislo": 1e3 * row.p05_s,
+                "q1": 1e3 * row.p25_s,
+                "med": 1e3 * row.p50_s,
+                "q3": 1e3 * row.p75_s,
+                "whishi": 1e3 * row.p95_s,
+            }
+            axes.bxp(
+                [box],
+                positions=[place],
+                widths=0.5,
+                showfliers=False,
+                patch_artist=True,
+                boxprops={"facecolor": colour if row.Index == slowest else "#D9D9D9", "linewidth": 0.8},
+                medianprops={"color": "black", "linewidth": 1.5},
+            )
+            axes.annotate(
+                f"last in\n{row.last:.0%}",
+                (place, 1e3 * row.p95_s),
+                xytext=(0, 3),
+                textcoords="offset points",
+                ha="center",
+                fontsize=8.5,
+            )
+        several = rows.host.nunique() > 1
+        names = [f"rank {row.rank}\n{row.host}" if several else f"rank {row.rank}" for row in rows.itertuples()]
+        axes.set_xticks(range(len(names)), names, fontsize=8.5, rotation=90 if several and len(names) > 4 else 0)
+        axes.set_ylim(0, 1.3e3 * rows.p95_s.max())
+        first = rows.iloc[0]
+        axes.set_xlabel(
+            f"lost to jitter alone {1 - first.jitter:.1%}, to stepping together {1 - first.together:.1%}", fontsize=9
+        )
+        axes.set_ylabel("step alone (ms)")
+        axes.grid(visible=False, axis="x")
+
+    named = ranks.assign(panel=ranks.series + ", " + ranks.world_size.map(_devices))
+    title = (
+        "Stragglers: which rank the others wait for (box: quartiles, whiskers: 5–95 % of steps with nothing exchanged)"
+    )
+    return _panels(named, title, draw, by=("panel",), width=5.0)
 
 
 def throughput_per_device(points: pd.DataFrame) -> Figure:
@@ -317,7 +401,7 @@ def ways(compared: pd.DataFrame) -> Figure:
         axes.margins(x=0.12)
 
     rows = int(largest.groupby(WORK).series.nunique().max())
-    title = "Ways to run a trainer: what changing it brings (right of the line: faster; bars: 95 % bootstrap interval)"
+    title = "Ways to run a trainer: what changing it brings (right of the line: faster; bars: 95 % interval)"
     return _panels(largest, title, draw, width=5.6, height=max(2.4, 1.1 + 0.42 * rows))
 
 
@@ -349,7 +433,7 @@ def changes(compared: pd.DataFrame, tolerance: float) -> Figure:
         axes.set_ylim(-0.6, len(rows) - 0.4)
         axes.set_xlabel(f"throughput of the new over the base's (shaded: within the tolerance of {tolerance:.1%})")
         sns.despine(ax=axes)
-        title = "What changed: right of the line is faster (filled: shown; bars: 95 % bootstrap interval)"
+        title = "What changed: right of the line is faster (filled: shown; bars: 95 % interval)"
         figure.suptitle(title, x=0.01, ha="left", fontsize=12.5, fontweight="bold")
     return figure
 
@@ -589,7 +673,7 @@ def collectives(points: pd.DataFrame, fitted: pd.DataFrame) -> Figure:
                 sns.despine(ax=axes)
             legend |= _taken_legend(left)
         figure.suptitle(
-            "Collectives: what an all-reduce takes, and what the network gives (bands: 95 % bootstrap interval)",
+            "Collectives: what an all-reduce takes, and what the network gives (bands: 95 % interval)",
             x=0.01,
             ha="left",
             fontsize=12.5,
@@ -683,7 +767,7 @@ def _scaling(
         axes.set_ylabel(label(rows))
         _write_ends(axes, ends, written)
 
-    return _panels(points, f"{title} (bars: 95 % bootstrap interval)", draw)
+    return _panels(points, f"{title} (bars: 95 % interval)", draw)
 
 
 def _write_ends(axes: Axes, ends: list[tuple[float, float, str]], written: Callable[[float], str]) -> None:

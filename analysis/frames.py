@@ -1,7 +1,7 @@
 """Records to data frames: one row a trial, a window, a loss, a phase, a process."""
 
 import gc
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from scalestudy.analysis import devices
+from scalestudy.analysis.steadiness import steadiness
 from scalestudy.trainers.files import RECORD_NAME, read_record, record_paths
 from scalestudy.trainers.options import changes
 from scalestudy.trainers.record import RankReport, Record, Window
@@ -20,6 +21,9 @@ from scalestudy.trainers.trial import Trial
 
 SETUP_PHASES = ("import", "rendezvous", "build", "first_step")
 PHASES = (*SETUP_PHASES, "warm_up")
+# Percentiles of a rank's local steps, timed one by one; last: the share in which it was the last of all ranks.
+RANK_COLUMNS = ["trial", "rank", "host", "last", "p05_s", "p25_s", "p50_s", "p75_s", "p95_s"]
+_PERCENTILES = (5, 25, 50, 75, 95)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +33,7 @@ class Frames:
     trials: a row a trial. windows: trial, window, step_time_s (of the slowest rank). losses: trial, step, images, loss
     (mean over processes). phases: trial, phase, seconds (of the slowest rank). memory: trial, rank, peak_memory_bytes.
     devices: what each device did, by phase and window, see `devices.USE_COLUMNS`. notices: trial, kind, text: what a
-    reader must know of the devices.
+    reader must know of the devices. ranks: a row a rank of how it steps alone, see `RANK_COLUMNS`.
     """
 
     trials: pd.DataFrame
@@ -39,6 +43,7 @@ class Frames:
     memory: pd.DataFrame
     devices: pd.DataFrame
     notices: pd.DataFrame
+    ranks: pd.DataFrame
 
 
 def record_files(out: Path) -> list[Path]:
@@ -75,6 +80,7 @@ def frames(records: Iterable[Record], trials_path: Path) -> Frames:
     memory: list[tuple[str, int, int]] = []
     use: list[tuple[Any, ...]] = []
     notices: list[tuple[str, str, str]] = []
+    ranks: list[tuple[Any, ...]] = []
     for record in records:
         row = trial_row(record.trial) | {
             "launcher": record.environment.launcher,
@@ -101,6 +107,10 @@ def frames(records: Iterable[Record], trials_path: Path) -> Frames:
         row["peak_memory_bytes"] = max((size for _, _, size in processes), default=None)
         row["test_accuracy"] = record.reports[0].test_accuracy
         row["parameter_count"] = record.reports[0].parameter_count
+        row["told_devices"] = sum(report.replicas for report in record.reports)
+        row |= _settings(record)
+        row |= steadiness(seconds.max(axis=0) / steps)
+        ranks += ((row["trial"], *rank) for rank in rank_steps(record.reports))
         row["training_images"] = record.reports[0].training_images
         phases += [(row["trial"], phase, phase_s[phase]) for phase in PHASES if phase in phase_s]
         memory += processes
@@ -121,6 +131,7 @@ def frames(records: Iterable[Record], trials_path: Path) -> Frames:
         memory=pd.DataFrame(memory, columns=["trial", "rank", "peak_memory_bytes"]),
         devices=pd.DataFrame(use, columns=devices.USE_COLUMNS),
         notices=pd.DataFrame(notices, columns=devices.NOTICE_COLUMNS),
+        ranks=pd.DataFrame(ranks, columns=RANK_COLUMNS),
     )
 
 
@@ -157,6 +168,7 @@ def trial_row(trial: Trial) -> dict[str, Any]:
         "data": data.name,
         "device": trial.device,
         "threads_per_device": trial.threads_per_device,
+        "loader_workers": None if data.source == "synthetic" else trial.loader_workers,
         # Trials of one workload are the same work, whoever does it: only those are set against each other.
         "workload": ", ".join(work),
     }
@@ -173,16 +185,18 @@ def part_times(reports: tuple[RankReport, ...]) -> dict[str, Any]:
 
     whole_s: the step; resident_s: that on a batch which lies on the device, of the slowest rank. local_mean_s,
     local_max_s: the same with nothing exchanged, over ranks. input_s: a batch without a step, of the slowest rank.
+    exchange_s: the exchange without a step, of the slowest rank. jitter: see `expected_jitter`.
     """
     if not all(report.local_windows and report.resident_windows for report in reports):
         return {}
-    whole, resident, local, batch = (
+    whole, resident, local, batch, exchange = (
         np.array([_seconds_a_step(windows) for windows in parts])
         for parts in (
             [report.whole_windows or report.resident_windows for report in reports],
             [report.resident_windows for report in reports],
             [report.local_windows for report in reports],
             [report.input_windows for report in reports],
+            [report.exchange_windows for report in reports],
         )
     )
     slowest = reports[int(local.argmax())].rank
@@ -192,9 +206,44 @@ def part_times(reports: tuple[RankReport, ...]) -> dict[str, Any]:
         "local_mean_s": local.mean(),
         "local_max_s": local.max(),
         "input_s": batch.max(),
+        "exchange_s": exchange.max(),
+        "exchanged_bytes": reports[0].exchanged_bytes,
+        "jitter": expected_jitter([report.local_step_times_s for report in reports]),
         "slowest_rank": slowest.rank,
         "slowest_host": slowest.host,
     }
+
+
+def expected_jitter(times_s: Sequence[Sequence[float]]) -> float | None:
+    """Return the mean step over the expected slowest of as many steps as there are ranks, None where none was timed.
+
+    Every rank's steps over their median, pooled: what is left is jitter, not that a rank is slower. The largest of n
+    draws from m sorted values x is in expectation the sum of x_i ((i / m)^n - ((i - 1) / m)^n) (order statistics of the
+    empirical distribution: David & Nagaraja 2003, section 2.1).
+    """
+    if not all(times_s):
+        return None
+    pooled = np.sort(np.concatenate([np.array(own) / np.median(own) for own in times_s]))
+    below = np.arange(len(pooled) + 1) / len(pooled)
+    return float(pooled.mean() / (pooled @ np.diff(below ** len(times_s))))
+
+
+def rank_steps(reports: tuple[RankReport, ...]) -> Iterator[tuple[Any, ...]]:
+    """Yield RANK_COLUMNS but the trial, where steps were timed one by one."""
+    if not all(report.local_step_times_s for report in reports):
+        return
+    times_s = np.array([report.local_step_times_s for report in reports])
+    last = np.bincount(times_s.argmax(axis=0), minlength=len(reports)) / times_s.shape[1]
+    for report, share, percentiles in zip(reports, last, np.percentile(times_s, _PERCENTILES, axis=1).T, strict=True):
+        yield report.rank.rank, report.rank.host, share, *percentiles
+
+
+def _settings(record: Record) -> dict[str, Any]:
+    """Return what governs the ranks and must be equal before two trials are the same work."""
+    first = record.reports[0]
+    if first.software is None:
+        return {}
+    return {"tf32": first.software.settings.get("tf32"), "pinned_cpus": len(first.software.cpus) / first.replicas}
 
 
 def _seconds_a_step(windows: tuple[Window, ...]) -> float:
@@ -250,6 +299,7 @@ _TRIAL_COLUMNS = [
     "data",
     "device",
     "threads_per_device",
+    "loader_workers",
     "workload",
     "outcome",
     "reason",
@@ -262,6 +312,9 @@ _TRIAL_COLUMNS = [
     "local_mean_s",
     "local_max_s",
     "input_s",
+    "exchange_s",
+    "exchanged_bytes",
+    "jitter",
     "slowest_rank",
     "slowest_host",
     "warm_up_steady",
@@ -271,4 +324,11 @@ _TRIAL_COLUMNS = [
     "test_accuracy",
     "parameter_count",
     "training_images",
+    "told_devices",
+    "tf32",
+    "pinned_cpus",
+    "within",
+    "changed_at",
+    "changed_by",
+    "apart",
 ]

@@ -1,12 +1,13 @@
 """Data frames to metrics: throughput, speedup, efficiency and their intervals over repeats."""
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.stats import bootstrap
+from scipy.stats import binom, bootstrap
 
 from scalestudy.trainers.record import Costs
 
@@ -91,7 +92,8 @@ def with_efficiency(trials: pd.DataFrame) -> pd.DataFrame:
 
 
 def with_causes(trials: pd.DataFrame) -> pd.DataFrame:
-    """Add compute_scaling, load_balance, communication and input, whose product is the efficiency of every trial.
+    """Add compute_scaling, load_balance, communication and input, whose product is the efficiency of every trial; and
+    how much of the exchange hides behind computing.
 
     With local the step in which nothing is exchanged, resident that on a batch which lies on the device:
         load_balance   mean / max of local over ranks
@@ -100,8 +102,13 @@ def with_causes(trials: pd.DataFrame) -> pd.DataFrame:
     timed in turns, each over its median at the reference, where they cost something too. compute_scaling is the rest:
     the reference's step without these costs over the mean local step, an image and device. (After the POP efficiency
     metrics of HPC, Wagner et al. 2018.) Empty where the parts were not measured.
+
+        exposed_s      resident - max local: what the exchange adds to a step
+        hidden         1 - exposed / the exchange alone; below 0 where exchanging beside computing takes longer than
+                       alone, since both want the same processors, memory or links
+        together       mean local / resident: all that stepping together costs, jitter included
     """
-    _need(trials, [*SERIES, "efficiency", "local_mean_s", "local_max_s", "resident_s", "whole_s"])
+    _need(trials, [*SERIES, "efficiency", "local_mean_s", "local_max_s", "resident_s", "whole_s", "exchange_s"])
     own = pd.DataFrame(
         {
             "load_balance": trials.local_mean_s / trials.local_max_s,
@@ -113,7 +120,15 @@ def with_causes(trials: pd.DataFrame) -> pd.DataFrame:
     # Medians of the reference's trials alone, written to every trial of the series.
     reference = own.where(at_reference).groupby([trials[column] for column in SERIES]).transform("median")
     relative = own / reference
-    return trials.assign(**relative, compute_scaling=trials.efficiency / relative.prod(axis=1, skipna=False))
+    parts = trials[["resident_s", "local_max_s", "local_mean_s", "exchange_s"]].astype(float)
+    exposed_s = (parts.resident_s - parts.local_max_s).where(parts.exchange_s.notna())
+    return trials.assign(
+        **relative,
+        compute_scaling=trials.efficiency / relative.prod(axis=1, skipna=False),
+        exposed_s=exposed_s,
+        hidden=1 - exposed_s / parts.exchange_s,
+        together=parts.local_mean_s / parts.resident_s,
+    )
 
 
 def with_devices(trials: pd.DataFrame, devices: pd.DataFrame) -> pd.DataFrame:
@@ -191,6 +206,14 @@ def points(trials: pd.DataFrame) -> pd.DataFrame:
             images_per_s_per_w=("images_per_s_per_w", "median"),
             slowest_rank=("slowest_rank", _most_frequent),
             slowest_host=("slowest_host", _most_frequent),
+            exchange_s=("exchange_s", "median"),
+            exchanged_bytes=("exchanged_bytes", "median"),
+            exposed_s=("exposed_s", "median"),
+            jitter=("jitter", "median"),
+            together=("together", "median"),
+            within=("within", "median"),
+            changed=("changed_at", "count"),
+            apart=("apart", "sum"),
         )
         .reset_index()
         .astype({"reference_world_size": int})
@@ -207,7 +230,7 @@ def points(trials: pd.DataFrame) -> pd.DataFrame:
     low, high = median_intervals(own)
     joules_low, joules_high = _intervals_of(measured, table, "joules_per_image")
     causes: dict[str, Any] = {}
-    for cause in CAUSES:
+    for cause in (*CAUSES, "hidden"):
         causes[cause] = measured.groupby(POINT)[cause].median().to_numpy()
         causes[f"{cause}_low"], causes[f"{cause}_high"] = _intervals_of(measured, table, cause)
     ratio = np.array([np.median(a) / np.median(b) for a, b in zip(own, reference, strict=True)])
@@ -261,7 +284,7 @@ def comparisons(table: pd.DataFrame, trials: pd.DataFrame) -> pd.DataFrame:
     """Return a row for the fastest series against each other one, at each workload and world size.
 
     ratio is of median throughputs, with its bootstrap interval. `shown` is false where the two throughputs' own
-    intervals overlap, and where either was measured once.
+    intervals overlap, and where either was measured once. superiority: see there.
     """
     _need(table, [*POINT, "throughput_low", "throughput_high"])
     samples = _throughputs(trials)
@@ -281,10 +304,11 @@ def comparisons(table: pd.DataFrame, trials: pd.DataFrame) -> pd.DataFrame:
                     "ratio": best.throughput_images_per_s / other.throughput_images_per_s,
                     "repeats": min(best.repeats, other.repeats),
                     "shown": bool(best.throughput_low > other.throughput_high),
+                    "superiority": superiority(faster[-1], slower[-1]),
                 }
             )
     low, high = ratio_intervals(faster, slower)
-    columns = [*WORK, "world_size", "faster", "slower", "ratio", "repeats", "shown"]
+    columns = [*WORK, "world_size", "faster", "slower", "ratio", "repeats", "shown", "superiority"]
     return pd.DataFrame(rows, columns=columns).assign(ratio_low=low, ratio_high=high)
 
 
@@ -435,25 +459,60 @@ def most_measured(points: pd.DataFrame, limit: int) -> list[str]:
 def coverage(repeats: int) -> float:
     """Return how often the range of so many repeats holds the true median: 1 - 2^(1 - n), for any distribution.
 
-    The bootstrap can give no wider interval than the range, so fewer than six repeats cannot reach 95 %.
+    No interval is wider than the range, so fewer than six repeats cannot reach 95 %.
     (Order statistics: David & Nagaraja 2003, section 7.1.)
     """
     return 1 - 2.0 ** (1 - repeats)
 
 
 def median_intervals(samples: list[NDArray[np.float64]]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return both ends of every sample's percentile-bootstrap interval of the median (Efron & Tibshirani 1993)."""
-    return _intervals([(sample,) for sample in samples], lambda a, axis: np.median(a, axis=axis))
+    """Return both ends of every sample's interval of the median, for any distribution; none of a single value.
+
+    Order statistics, interpolated to 95 % (Hettmansperger & Sheather 1986): 94 to 96 % in simulation from six values
+    on, where the percentile bootstrap has 91 to 95 %. Fewer values have their range, see `coverage`.
+    """
+    ends = np.array([_median_interval(np.sort(sample)) for sample in samples]).reshape(-1, 2)
+    return ends[:, 0], ends[:, 1]
 
 
 def ratio_intervals(
     above: list[NDArray[np.float64]], below: list[NDArray[np.float64]]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the same for median(above) / median(below), both resampled independently."""
+    """Return the percentile-bootstrap interval of every median(above) / median(below) (Efron & Tibshirani 1993).
+
+    Both are resampled independently; in simulation 95 to 98 % hold the truth from six values on.
+    """
     return _intervals(
         list(zip(above, below, strict=True)),
         lambda a, b, axis: np.median(a, axis=axis) / np.median(b, axis=axis),
     )
+
+
+def _median_interval(ordered: NDArray[np.float64]) -> tuple[float, float]:
+    count = len(ordered)
+    if count < 2:
+        return np.nan, np.nan
+    inner, share = _order(count)
+    low = (1 - share) * ordered[inner - 1] + share * ordered[inner]
+    high = (1 - share) * ordered[count - inner] + share * ordered[count - inner - 1]
+    return float(low), float(high)
+
+
+@lru_cache(maxsize=256)
+def _order(count: int) -> tuple[int, float]:
+    """Return which value from either end, from 1, and how far on to the next, holds the median 95 % of the time."""
+    held = 1 - 2 * binom.cdf(np.arange(count // 2), count, 0.5)
+    inner = int((held >= CONFIDENCE).sum())
+    if inner == 0:
+        return 1, 0.0
+    beyond = held[inner] if inner < len(held) else 0.0
+    part = (held[inner - 1] - CONFIDENCE) / (held[inner - 1] - beyond)
+    return inner, float((count - inner) * part / (inner + (count - 2 * inner) * part))
+
+
+def superiority(above: NDArray[np.float64], below: NDArray[np.float64]) -> float:
+    """Return the share of pairs of runs in which that of `above` is the faster, ties half (Vargha & Delaney 2000)."""
+    return float((1 + np.sign(above[:, None] - below)).mean() / 2)
 
 
 def _intervals(

@@ -12,7 +12,7 @@ import jinja2
 import pandas as pd
 from matplotlib.figure import Figure
 
-from scalestudy.analysis import answer, devices, figures, laws, metrics
+from scalestudy.analysis import answer, collectives, devices, fairness, figures, laws, metrics
 from scalestudy.analysis.frames import Frames, frames, read_records, record_files
 from scalestudy.trainers.files import read_record
 from scalestudy.trainers.record import Costs, Record
@@ -33,9 +33,15 @@ def write_report(out: Path, prices: Mapping[str, float] | None = None) -> Writte
     Raises ValueError where it holds no record.
     """
     facts, found, damaged = read_study(out)
-    trials = metrics.with_efficiency(metrics.with_throughput(found.trials))
+    trials, unlike = fairness.guarded(found.trials)
+    trials = metrics.with_efficiency(metrics.with_throughput(trials))
     trials = metrics.with_causes(metrics.with_devices(trials, found.devices))
     points = metrics.points(trials)
+    compared = metrics.comparisons(points, trials) if len(points) else pd.DataFrame()
+    compared.to_csv(out / "comparisons.csv", index=False)
+    traps = pd.DataFrame(fairness.traps(trials), columns=devices.NOTICE_COLUMNS)
+    notices = _notices(pd.concat([traps, found.notices]), trials)
+    swept = collectives.read(out)
     results = metrics.results(trials)
     results.to_csv(out / "results.csv", index=False)
     results.to_parquet(out / "results.parquet", index=False)
@@ -50,9 +56,27 @@ def write_report(out: Path, prices: Mapping[str, float] | None = None) -> Writte
             found, trials[trials.workload.isin(shown)], points[points.workload.isin(shown)], fitted, out / "trials"
         ).items()
     }
+    if len(swept):
+        figure = figures.collectives(collectives.points(swept), collectives.fits(swept))
+        drawn["collectives"] = _save(figure, out / "figures" / "collectives")
     html = out / "report.html"
     costs = facts.costs.model_copy(update=dict(prices or {}))
-    html.write_text(_render(facts, costs, found, trials, points, fitted, drawn, damaged))
+    said = answer.headline(points, compared, metrics.compilation(points, trials)) if len(points) else []
+    html.write_text(
+        _page(
+            facts,
+            costs,
+            trials,
+            points,
+            damaged,
+            answers=said,
+            unlike=unlike,
+            notices=notices,
+            sizes=_sizes(points, fitted),
+            swept=collectives.fits(swept).to_dict("records"),
+            figures=drawn,
+        )
+    )
     return Written(html=html, damaged=damaged)
 
 
@@ -159,7 +183,7 @@ def _draw(
         return {}
     drawn = {
         "efficiency": figures.efficiency(points),
-        **_waterfall(trials),
+        **_draw_causes(found, trials, points),
         "throughput_per_device": figures.throughput_per_device(points),
         "speedup": figures.speedup(points),
         "step_time": figures.step_time(metrics.step_time_spread(found.windows, trials)),
@@ -181,9 +205,19 @@ def _draw(
     return drawn if losses.empty else drawn | {"loss_curves": figures.loss_curves(losses)}
 
 
-def _waterfall(trials: pd.DataFrame) -> dict[str, Figure]:
+def _draw_causes(found: Frames, trials: pd.DataFrame, points: pd.DataFrame) -> dict[str, Figure]:
     causes = metrics.decomposed(trials)
-    return {} if causes.empty else {"waterfall": figures.waterfall(causes)}
+    if causes.empty:
+        return {}
+    drawn = {"waterfall": figures.waterfall(causes)}
+    exchanged = points[points.exchange_s.notna()]
+    if len(exchanged):
+        drawn["overlap"] = figures.overlap(exchanged)
+    named = causes[["trial", "jitter", "together", *metrics.POINT]].head(_MOST_EXAMPLES)
+    ranks = found.ranks.merge(named, on="trial")
+    # One process drives all devices of tf-mirrored: none of them is seen to wait.
+    ranks = ranks[ranks.groupby("trial")["rank"].transform("nunique") > 1]
+    return drawn if ranks.empty else drawn | {"stragglers": figures.stragglers(ranks)}
 
 
 def _draw_devices(found: Frames, trials: pd.DataFrame, trials_path: Path) -> dict[str, Figure]:
@@ -205,15 +239,8 @@ def _draw_devices(found: Frames, trials: pd.DataFrame, trials_path: Path) -> dic
     }
 
 
-def _render(
-    facts: Facts,
-    costs: Costs,
-    found: Frames,
-    trials: pd.DataFrame,
-    points: pd.DataFrame,
-    fitted: pd.DataFrame,
-    drawn: dict[str, str],
-    damaged: list[Path],
+def _page(
+    facts: Facts, costs: Costs, trials: pd.DataFrame, points: pd.DataFrame, damaged: list[Path], **parts: Any
 ) -> str:
     ok = trials[trials.outcome == "ok"]
     return page("report.html.j2").render(
@@ -221,20 +248,14 @@ def _render(
         first=facts.first,
         last=facts.last,
         environment=facts.environment,
-        answers=answer.headline(points, metrics.comparisons(points, trials), metrics.compilation(points, trials))
-        if len(points)
-        else [],
         tables=_tables(points),
         causes=_causes(points),
-        sizes=_sizes(points, fitted),
         costs=costs,
         cost_tables=_tables(metrics.costs(points, costs)) if len(points) and costs != Costs() else [],
-        notices=_notices(found.notices, trials),
         sampled=len(points) > 0 and points.device_busy.notna().any(),
         most_series=figures.MOST_SERIES,
         series=points.series.nunique() if len(points) else 0,
         several_nodes=len(points) > 0 and points.nodes.max() > 1,
-        figures=drawn,
         workloads=points.workload.nunique() if len(points) else 0,
         most_panels=_MOST_PANELS,
         captions=_CAPTIONS,
@@ -247,6 +268,7 @@ def _render(
         coverage=metrics.coverage,
         floor=answer.EFFICIENCY_FLOOR,
         accuracy=_accuracy(ok),
+        **parts,
     )
 
 
@@ -333,6 +355,11 @@ _NOTICES = {
     "clock": "was not timed alike by host and device: do not trust it",
     "error": "had a device report an error",
     "telemetry": "has no telemetry of a node",
+    "short": "was timed for too short to be believed",
+    "ranks": "was told of by some of its devices alone",
+    "changed": "changed its step time while it was timed",
+    "windows apart": "had windows far from its others",
+    "repeat apart": "lies far from the other repeats of its point",
 }
 
 _CAPTIONS = {
@@ -341,6 +368,14 @@ _CAPTIONS = {
     "waterfall": "What every device could deliver, were it as at the smallest world size, and what takes it away: "
     "slower computing, ranks that are not alike, communication that is not hidden behind computing, and input. The "
     "trial of median efficiency at the largest world size; the factors' product is its efficiency.",
+    "overlap": "Medians over repeats at the largest world size. Grey: as many bytes as a step exchanges, and no step. "
+    "Colour: the step with the exchange less that of the slowest rank without it. Where the colour is longer, "
+    "exchanging beside computing is slower than alone: both want the same processors, memory or links.",
+    "stragglers": "The waterfall's trials. Local steps, timed one by one; last: how often a rank's was the longest. "
+    "Lost to jitter alone: the expected slowest of as many steps as there are ranks, all ranks taken to be alike. Lost "
+    "to stepping together: that and lasting differences and all communication that is not hidden.",
+    "collectives": "scalestudy collectives: medians over repeats of the slowest rank. Bus bandwidth is size / time × "
+    "2 (n − 1) / n: what every link of a ring carries. Sizes in powers of 1024.",
     "throughput_per_device": "The same in absolute terms: a trainer that scales badly from a high start "
     "may still be the faster one.",
     "speedup": "Throughput over that at the smallest world size measured; "
