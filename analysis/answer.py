@@ -162,6 +162,7 @@ def _why(rows: pd.DataFrame) -> Iterator[str]:
         named = {cause for _, cause in shown}
         more = [
             *(_hidden(row) if "communication" in named else ()),
+            *(_jitter(row) if named & {"communication", "load_balance"} else ()),
             *(_slowest(row) if "load_balance" in named else ()),
         ]
         yield " ".join([f"Why, on {devices(row.world_size)}, for {trainer}: {factors}.", *more, _CAUSES[worst][1]])
@@ -177,9 +178,13 @@ def _hidden(row: Any) -> Iterator[str]:
         yield f"{alone} and add {1e3 * row.exposed_s:.3g} ms: exchanging and computing stand in each other's way."
 
 
+def _jitter(row: Any) -> Iterator[str]:
+    if row.jitter < 1 - _WORTH_NAMING:
+        yield f"Waiting for the slowest of steps that jitter would alone leave {row.jitter:.0%}."
+
+
 def _slowest(row: Any) -> Iterator[str]:
-    jitter = "" if pd.isna(row.jitter) else f"; jitter alone would leave {row.jitter:.0%}"
-    yield f"Slowest alone is most often rank {row.slowest_rank:.0f} on {row.slowest_host}{jitter}."
+    yield f"Slowest alone is most often rank {row.slowest_rank:.0f} on {row.slowest_host}."
 
 
 def _between(row: Any, cause: str) -> str:

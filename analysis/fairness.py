@@ -45,7 +45,7 @@ def traps(trials: pd.DataFrame) -> Iterator[tuple[str, str, str]]:
     for row in ok[ok.changed_at.notna()].itertuples():
         yield row.trial, "changed", f"{row.changed_by:+.0%} from window {row.changed_at + 1:.0f} on"
     for row in ok[ok.apart > 0].itertuples():
-        yield row.trial, "windows apart", f"{row.apart:.0f} windows"
+        yield row.trial, "windows apart", f"{row.apart:.0f} window{'s' if row.apart > 1 else ''}"
     for _, group in ok.groupby([*WORK, "series", "world_size"]):
         far = apart(group.throughput_images_per_s.to_numpy())
         for row in group[far].itertuples():

@@ -182,10 +182,10 @@ def overlap(points: pd.DataFrame) -> Figure:
                 edgecolor="white",
             )
             longest = 1e3 * max(row.exchange_s, row.exposed_s)
-            said = f"{row.hidden:.0%} hidden" if row.hidden >= 0 else f"none hidden: {1 - row.hidden:.1f}× as long"
+            said = f"{row.hidden:.0%} hidden" if row.hidden >= 0 else f"none hidden: {1 - row.hidden:.1f}×"
             axes.annotate(said, (longest, place), xytext=(5, 0), textcoords="offset points", va="center", fontsize=8.5)
         axes.set_yticks(range(len(present)), map(_wrapped, present), fontsize=8.5)
-        axes.set_xlim(0, 1.35e3 * rows[["exchange_s", "exposed_s"]].max().max())
+        axes.set_xlim(0, 1.6e3 * rows[["exchange_s", "exposed_s"]].max().max())
         axes.set_xlabel(f"ms a step, on {_devices(rows.world_size.iloc[0])}")
         axes.grid(visible=False, axis="y")
 

@@ -352,14 +352,14 @@ _NOTICES = {
     "busy before": "began on a device that was at work for somebody else",
     "stolen": "had processor time taken by the hypervisor",
     "lost": "lost a device's telemetry while it ran",
-    "clock": "was not timed alike by host and device: do not trust it",
+    "clock": "came out otherwise by the device's clock than by the host's: not to be trusted",
     "error": "had a device report an error",
     "telemetry": "has no telemetry of a node",
-    "short": "was timed for too short to be believed",
-    "ranks": "was told of by some of its devices alone",
-    "changed": "changed its step time while it was timed",
-    "windows apart": "had windows far from its others",
-    "repeat apart": "lies far from the other repeats of its point",
+    "short": "ended after too short a time to be believed",
+    "ranks": "left reports of some devices alone",
+    "changed": "changed in step time while timed",
+    "windows apart": "had windows far from the others",
+    "repeat apart": "came out far from the other repeats of the point",
 }
 
 _CAPTIONS = {
