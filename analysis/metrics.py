@@ -96,22 +96,23 @@ def with_causes(trials: pd.DataFrame) -> pd.DataFrame:
     how much of the exchange hides behind computing.
 
     With local the step in which nothing is exchanged, resident that on a batch which lies on the device:
-        load_balance   mean / max of local over ranks
+        load_balance   typical / max of local over ranks, typical their lower median
         communication  max local / resident
         input          resident / whole step
     timed in turns, each over its median at the reference, where they cost something too. compute_scaling is the rest:
-    the reference's step without these costs over the mean local step, an image and device. (After the POP efficiency
-    metrics of HPC, Wagner et al. 2018.) Empty where the parts were not measured.
+    the reference's step without these costs over the typical local step, an image and device. (After the POP
+    efficiency metrics of HPC, Wagner et al. 2018, which have the mean for typical: of two ranks it would call half of
+    one's slowness slower computing.) Empty where the parts were not measured.
 
         exposed_s      resident - max local: what the exchange adds to a step
         hidden         1 - exposed / the exchange alone; below 0 where exchanging beside computing takes longer than
                        alone, since both want the same processors, memory or links
-        together       mean local / resident: all that stepping together costs, jitter included
+        together       typical local / resident: all that stepping together costs, jitter included
     """
-    _need(trials, [*SERIES, "efficiency", "local_mean_s", "local_max_s", "resident_s", "whole_s", "exchange_s"])
+    _need(trials, [*SERIES, "efficiency", "local_typical_s", "local_max_s", "resident_s", "whole_s", "exchange_s"])
     own = pd.DataFrame(
         {
-            "load_balance": trials.local_mean_s / trials.local_max_s,
+            "load_balance": trials.local_typical_s / trials.local_max_s,
             "communication": trials.local_max_s / trials.resident_s,
             "input": trials.resident_s / trials.whole_s,
         }
@@ -120,14 +121,14 @@ def with_causes(trials: pd.DataFrame) -> pd.DataFrame:
     # Medians of the reference's trials alone, written to every trial of the series.
     reference = own.where(at_reference).groupby([trials[column] for column in SERIES]).transform("median")
     relative = own / reference
-    parts = trials[["resident_s", "local_max_s", "local_mean_s", "exchange_s"]].astype(float)
+    parts = trials[["resident_s", "local_max_s", "local_typical_s", "exchange_s"]].astype(float)
     exposed_s = (parts.resident_s - parts.local_max_s).where(parts.exchange_s.notna())
     return trials.assign(
         **relative,
         compute_scaling=trials.efficiency / relative.prod(axis=1, skipna=False),
         exposed_s=exposed_s,
         hidden=1 - exposed_s / parts.exchange_s,
-        together=parts.local_mean_s / parts.resident_s,
+        together=parts.local_typical_s / parts.resident_s,
     )
 
 

@@ -36,18 +36,18 @@ def steadiness(step_times_s: Values) -> dict[str, Any]:
 def change_point(values: Values) -> tuple[int, float] | None:
     """Return where the median changes and by how much, as a share, or None where no change is shown.
 
-    Pettitt's rank statistic (1979) against its distribution over permutations, exact whatever the values' own; ranks do
-    not mind a single value that lies apart.
+    Whether: Pettitt's rank statistic (1979) against its distribution over permutations, exact whatever the values' own;
+    ranks do not mind a single value that lies apart. Where: what leaves the least deviation from the two medians.
     """
     if len(values) < FEWEST_TO_CHANGE:
         return None
     ranks: Values = np.argsort(np.argsort(values, kind="stable"), kind="stable").astype(np.float64) + 1
-    statistics = np.abs(_pettitt(ranks[None, :])[0])
-    place = int(statistics.argmax()) + 1
-    by = float(np.median(values[place:]) / np.median(values[:place])) - 1
-    if abs(by) < LEAST_CHANGE or (_under_permutation(len(values)) >= statistics.max()).mean() > SIGNIFICANCE:
+    statistic = np.abs(_pettitt(ranks[None, :])).max()
+    if (_under_permutation(len(values)) >= statistic).mean() > SIGNIFICANCE:
         return None
-    return place, by
+    place = min(range(1, len(values)), key=lambda at: _deviation(values[:at]) + _deviation(values[at:]))
+    by = float(np.median(values[place:]) / np.median(values[:place])) - 1
+    return (place, by) if abs(by) >= LEAST_CHANGE else None
 
 
 def mean_interval(values: Values) -> float:
@@ -78,6 +78,10 @@ def apart(values: Values) -> NDArray[np.bool_]:
         return np.zeros(len(values), dtype=bool)
     found: NDArray[np.bool_] = (0.6745 * off > _APART * np.median(off)) & (off > LEAST_CHANGE * middle)
     return found
+
+
+def _deviation(values: Values) -> float:
+    return float(np.abs(values - np.median(values)).sum())
 
 
 def _pettitt(ranks: Values) -> Values:

@@ -96,7 +96,7 @@ def table(throughput: dict[int, list[float]]) -> pd.DataFrame:
     fixed = ["per_device_batch", "global_batch", "nodes", "step_time_s", "setup_s", "first_step_s", "measured_steps"]
     fixed += ["peak_memory_bytes", "warm_up_steady", "training_images"]
     trials = pd.DataFrame(rows).assign(**dict.fromkeys(fixed, 1)).assign(trial=[str(i) for i in range(len(rows))])
-    parts = ["whole_s", "resident_s", "local_mean_s", "local_max_s", "exchange_s", "exchanged_bytes", "jitter"]
+    parts = ["whole_s", "resident_s", "local_typical_s", "local_max_s", "exchange_s", "exchanged_bytes", "jitter"]
     parts += ["slowest_rank", "slowest_host", "within", "changed_at"]
     measured = with_efficiency(trials.assign(**dict.fromkeys(parts), apart=0))
     return points(with_causes(with_devices(measured, pd.DataFrame(columns=USE_COLUMNS))))

@@ -72,6 +72,10 @@ def test_a_study_of_every_trainer_leaves_whole_records_and_a_report(
             assert report.windows[-1].end_s < report.phase_starts_s["causes"] < report.phase_starts_s["test"]
             assert all(seconds >= 0 for seconds in report.phases.values())
             assert len(report.windows) == 2
+            alone = trial.world_size == 1
+            assert len(report.exchange_windows) == (0 if alone else 2)
+            assert report.exchanged_bytes == (None if alone else 4 * 61_706)
+            assert len(report.local_step_times_s) >= 10
             assert report.parameter_count == 61_706
             assert report.memory is not None
             assert report.memory.peak_resident_bytes > 2**26
@@ -101,7 +105,8 @@ def test_a_study_of_every_trainer_leaves_whole_records_and_a_report(
     # Every trainer knows where its time goes.
     product = results[["compute_scaling", "load_balance", "communication", "input"]].prod(axis=1, skipna=False)
     assert product.to_numpy() == pytest.approx(results.efficiency.to_numpy())
-    assert (tmp_path / "out" / "figures" / "waterfall.png").exists()
+    for figure in ("waterfall", "overlap", "stragglers"):
+        assert (tmp_path / "out" / "figures" / f"{figure}.png").exists()
     assert (tmp_path / "out" / "report.html").stat().st_size > 100_000
 
 
