@@ -180,7 +180,7 @@ def _hidden(row: Any) -> Iterator[str]:
 
 def _jitter(row: Any) -> Iterator[str]:
     if row.jitter < 1 - _WORTH_NAMING:
-        yield f"Waiting for the slowest of steps that jitter would alone leave {row.jitter:.0%}."
+        yield f"Jitter of the steps alone would leave {row.jitter:.0%}."
 
 
 def _slowest(row: Any) -> Iterator[str]:

@@ -15,7 +15,7 @@ _GUARDED = {
     "loader_workers": "{:.0f} loader workers",
 }
 # Less than this was timed in all: what a machine does now and then is not in it.
-_SHORTEST_S = 2.0
+_SHORTEST_S = 1.5
 
 
 def guarded(trials: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:

@@ -226,6 +226,7 @@ def stragglers(ranks: pd.DataFrame) -> Figure:
                 textcoords="offset points",
                 ha="center",
                 fontsize=8.5,
+                fontweight="bold" if row.Index == slowest else "normal",
             )
         several = rows.host.nunique() > 1
         names = [f"rank {row.rank}\n{row.host}" if several else f"rank {row.rank}" for row in rows.itertuples()]
