@@ -20,12 +20,12 @@ from scalestudy.trainers.trial import Trial
 
 CPUS = Layout(device="cpu", devices_per_node=(4,), threads_per_device=1)
 ORIGIN = Origin(study_name="t", study_text="name: t", costs=Costs(), host=this_host(), scalestudy="0", git_commit=None)
-ASKED = Repeats.model_validate({"min": 3, "max": 8, "until": "2%"})
+ASKED = Repeats.model_validate({"min": 3, "max": 12, "until": "2%"})
 MakeRecord = Callable[..., Record]
 # Seconds a step by world size and repeat: one point steady, one that settles, one that never does, one that fails.
 STEADY = [0.1, 0.1005, 0.0995]
-SETTLES = [0.1, 0.12, 0.11, 0.1101, 0.1102, 0.1099, 0.11, 0.11]
-WILD = [0.1, 0.2, 0.15, 0.1, 0.2, 0.15, 0.1, 0.2]
+SETTLES = [0.1, 0.12, *[0.11, 0.1101, 0.1102, 0.1099, 0.11] * 2]
+WILD = [0.1, 0.2, 0.15] * 4
 
 
 class Planted:
@@ -67,7 +67,7 @@ def study(tmp_path: Path) -> Callable[..., Path]:
     def write(**changes: Any) -> Path:
         path = tmp_path / "study.yaml"
         usual = {"schema": 1, "name": "t", "trainers": ["torch-ddp"], "models": ["cnn"], "batch": 8}
-        usual |= {"world_sizes": [1, 2, 3, 4], "repeats": {"min": 3, "max": 8, "until": "2%"}}
+        usual |= {"world_sizes": [1, 2, 3, 4], "repeats": {"min": 3, "max": 12, "until": "2%"}}
         path.write_text(yaml.safe_dump(usual | changes))
         return path
 
@@ -79,7 +79,7 @@ def test_repeats_are_added_where_the_interval_is_wide_and_nowhere_else(
 ) -> None:
     path = study()
     trials = study_trials(load_study(path), path, CPUS)
-    assert len(trials) == 4 * 8
+    assert len(trials) == 4 * 12
     folder = StudyFolder(tmp_path / "out")
     folder.create("t")
     launcher = Planted(make_record, {1: STEADY, 2: SETTLES, 3: WILD, 4: None})
@@ -89,13 +89,13 @@ def test_repeats_are_added_where_the_interval_is_wide_and_nowhere_else(
         run_trials(todo, folder, launcher, ORIGIN, Silent())
     repeats = {size: sorted(repeat for ran, repeat in launcher.ran if ran == size) for size in (1, 2, 3, 4)}
     assert repeats[1] == [0, 1, 2]
-    assert 4 < len(repeats[2]) < 8
-    assert repeats[3] == list(range(8))
+    assert 4 < len(repeats[2]) < 12
+    assert repeats[3] == list(range(12))
     # What fails is not measured better by failing more often.
     assert repeats[4] == [0, 1, 2]
     # All have the least before any gets more, and each gets one more at a time.
     assert rounds[0] == [0, 1, 2]
-    assert rounds[1:] == [[repeat] for repeat in range(3, 8)]
+    assert rounds[1:] == [[repeat] for repeat in range(3, 12)]
 
 
 def test_a_stopped_run_goes_on_where_it_was(
