@@ -57,9 +57,18 @@ def check_build(trial: Trial, *, mpi: bool, nccl: bool) -> None:
 
 
 def variables(rank: Rank, options: HorovodOptions, environ: Mapping[str, str]) -> dict[str, str]:
-    """Return Horovod's variables for one rank; a rank's cross rank is its node's among those with its local rank."""
+    """Return Horovod's variables for one rank; a rank's cross rank is its node's among those with its local rank.
+
+    What the study does not say is left out: Horovod's autotuning changes nothing that it was told, not even its defaults.
+    """
     per_node = (rank.rank - rank.local_rank) // rank.node_rank if rank.node_rank else rank.local_world_size
     full_nodes, left_over = divmod(rank.world_size, per_node)
+    tuned: dict[str, str | None] = {
+        "HOROVOD_FUSION_THRESHOLD": _bytes_of(options.fusion_threshold_mb),
+        "HOROVOD_CYCLE_TIME": None if options.cycle_time_ms is None else str(options.cycle_time_ms),
+        "HOROVOD_HIERARCHICAL_ALLREDUCE": "1" if options.hierarchical_allreduce else None,
+        "HOROVOD_AUTOTUNE": "1" if options.autotune else None,
+    }
     return {
         "HOROVOD_RANK": str(rank.rank),
         "HOROVOD_SIZE": str(rank.world_size),
@@ -74,11 +83,12 @@ def variables(rank: Rank, options: HorovodOptions, environ: Mapping[str, str]) -
         "HOROVOD_GLOO_RENDEZVOUS_ADDR": environ["MASTER_ADDR"],
         "HOROVOD_GLOO_RENDEZVOUS_PORT": environ["MASTER_PORT"],
         "HOROVOD_GLOO_IFACE": environ.get("GLOO_SOCKET_IFNAME", ""),
-        "HOROVOD_FUSION_THRESHOLD": str(round(options.fusion_threshold_mb * 2**20)),
-        "HOROVOD_CYCLE_TIME": str(options.cycle_time_ms),
-        "HOROVOD_HIERARCHICAL_ALLREDUCE": str(int(options.hierarchical_allreduce)),
-        "HOROVOD_AUTOTUNE": str(int(options.autotune)),
+        **{name: value for name, value in tuned.items() if value is not None},
     }
+
+
+def _bytes_of(megabytes: float | None) -> str | None:
+    return None if megabytes is None else str(round(megabytes * 2**20))
 
 
 def _wait_for(address: tuple[str, int], timeout_s: float) -> None:

@@ -38,7 +38,7 @@ class HorovodTf(TfTrainer):
         if self._trial.data.source == "synthetic":
             batch = tf_data.resident_batch(self._trial, self._rank.rank)
             self._train = self._program(lambda: self._train_on(*batch))
-            self._take = lambda: batch
+            self._batch = lambda: batch
         else:
             fed = tf_data.dataset(self._trial, range(self._rank.rank, self._rank.rank + 1), self._arrays)
             if self._trial.device == "gpu":
@@ -46,7 +46,7 @@ class HorovodTf(TfTrainer):
                 fed = fed.apply(tf.data.experimental.prefetch_to_device(tf.config.list_logical_devices("GPU")[0].name))
             batches = iter(fed)
             self._train = self._program(lambda: self._train_on(*next(batches)))
-            self._take = self._program(lambda: next(batches))
+            self._batch = lambda: next(batches)
 
     @cached_property
     def _train_resident(self) -> Callable[[], Any]:  # type: ignore[override]
@@ -79,6 +79,9 @@ class HorovodTf(TfTrainer):
 
     def versions(self) -> dict[str, str]:
         return {**super().versions(), "horovod": importlib.metadata.version("horovod")}
+
+    def settings(self) -> dict[str, str | int]:
+        return {**super().settings(), "communication": "nccl" if self._trial.device == "gpu" else "gloo"}
 
     def close(self) -> None:
         hvd.shutdown()

@@ -51,6 +51,9 @@ class HorovodTorch(TorchTrainer):
     def versions(self) -> dict[str, str]:
         return {**super().versions(), "horovod": importlib.metadata.version("horovod")}
 
+    def settings(self) -> dict[str, str | int]:
+        return {**super().settings(), "communication": "nccl" if self._device.type == "cuda" else "gloo"}
+
     def close(self) -> None:
         super().close()
         hvd.shutdown()
@@ -85,6 +88,10 @@ class HorovodTorch(TorchTrainer):
             compression=getattr(hvd.Compression, self._options.compression),
             op=hvd.Average,
         )
+        # Horovod makes the optimizer anew, and this mark of a fused one is lost: without it the scaler of a scaled loss asks
+        # the device at every step whether gradients are finite, and the host waits for the answer.
+        if getattr(self._optimizer, "_step_supports_amp_scaling", False):
+            self._exchanging._step_supports_amp_scaling = True
         self._optimizer = self._exchanging
         return self._network
 

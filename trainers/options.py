@@ -1,4 +1,8 @@
-"""What users tune in each way to train: the framework's own names and defaults; units in names."""
+"""What users tune in each way to train, by the framework's own names; units in names.
+
+None: the study does not say, so the framework is not told, and does what its users have unasked. Naming a default is not
+always the same: DDP told its own 25 MB makes the first bucket 25 MB too, and Horovod does not tune what it was told.
+"""
 
 from typing import Literal
 
@@ -10,7 +14,7 @@ from scalestudy.cluster.frozen import Frozen
 class DdpOptions(Frozen):
     """DistributedDataParallel's; a communication hook compresses what is exchanged, PowerSGD by its rank."""
 
-    bucket_cap_mb: float = Field(default=25.0, gt=0)
+    bucket_cap_mb: float | None = Field(default=None, gt=0)
     gradient_as_bucket_view: bool = False
     static_graph: bool = False
     communication_hook: Literal["none", "fp16", "bf16", "powersgd"] = "none"
@@ -20,22 +24,25 @@ class DdpOptions(Frozen):
 class HorovodOptions(Frozen):
     """Horovod's: its background thread wakes every cycle and fuses what is ready, up to the threshold."""
 
-    fusion_threshold_mb: float = Field(default=128.0, ge=0)
-    cycle_time_ms: float = Field(default=1.0, gt=0)
+    fusion_threshold_mb: float | None = Field(default=None, ge=0)
+    cycle_time_ms: float | None = Field(default=None, gt=0)
     compression: Literal["none", "fp16"] = "none"
     hierarchical_allreduce: bool = False
     autotune: bool = False
 
 
 class MultiWorkerOptions(Frozen):
-    """MultiWorkerMirroredStrategy's CommunicationOptions; 0 bytes a pack leave the packing to TensorFlow."""
+    """MultiWorkerMirroredStrategy's CommunicationOptions; 0 bytes a pack leave the packing to TensorFlow.
+
+    `auto` is NCCL on GPUs, and what TensorFlow does unasked on CPUs: its ring over gRPC.
+    """
 
     implementation: Literal["auto", "ring", "nccl"] = "auto"
     bytes_per_pack: int = Field(default=0, ge=0)
 
 
 class MirroredOptions(Frozen):
-    """MirroredStrategy's cross-device operations; `auto` is NCCL on GPUs and a reduction to one device on CPU."""
+    """MirroredStrategy's cross-device operations; `auto` is a collective: by NCCL on GPUs, in a ring on CPUs."""
 
     cross_device_ops: Literal["auto", "nccl", "hierarchical_copy", "reduction_to_one_device"] = "auto"
 

@@ -48,7 +48,10 @@ def dataset(trial: Trial, ranks: range, arrays: Arrays | None) -> Any:
     # Every worker is given its own shards already, and no more threads than torch's loader gets processes.
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
     options.threading.private_threadpool_size = max(1, trial.loader_workers) * len(ranks)
-    return pipeline.prefetch(2 * len(ranks)).with_options(options)
+    # Endless, as TensorFlow cannot see itself: of data that might end tf.distribute has the workers agree before every
+    # batch whether there is one more, which is a collective a step.
+    endless = pipeline.apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY))
+    return endless.prefetch(2 * len(ranks)).with_options(options)
 
 
 def _from_host(trial: Trial, ranks: range) -> Any:

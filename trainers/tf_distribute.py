@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
+from tensorflow.python.distribute.cross_device_ops import CollectiveAllReduce
 
 from scalestudy.cluster.rank import Rank
 from scalestudy.trainers import keras_models, tf_data
 from scalestudy.trainers.options import MirroredOptions, MultiWorkerOptions
 from scalestudy.trainers.tf_trainer import TfAllReduce, TfTrainer, take_gpus
-from scalestudy.trainers.trial import Trial
+from scalestudy.trainers.trial import Device, Trial
 
 
 class _TfDistribute(TfTrainer):
@@ -31,7 +32,7 @@ class _TfDistribute(TfTrainer):
         if self._trial.data.source == "synthetic":
             batch = self._resident_batch()
             self._train = self._program(lambda: self._strategy.run(self._replica_step, args=batch))
-            self._take = lambda: batch
+            self._batch = lambda: batch
         else:
             batches = iter(
                 self._strategy.distribute_datasets_from_function(
@@ -39,7 +40,7 @@ class _TfDistribute(TfTrainer):
                 )
             )
             self._train = self._program(lambda: self._strategy.run(self._replica_step, args=next(batches)))
-            self._take = self._program(lambda: next(batches))
+            self._batch = lambda: next(batches)
 
     def exchange_step(self) -> None:
         self._exchange_alone()
@@ -68,6 +69,14 @@ class _TfDistribute(TfTrainer):
         largest = self._largest(tf.constant(value, tf.float64))
         return float(self._strategy.experimental_local_results(largest)[0].numpy())
 
+    def settings(self) -> dict[str, str | int]:
+        extended = self._strategy.extended
+        operations = extended._cross_device_ops
+        # One class for every hint; the hint decides who carries the gradients.
+        collective = isinstance(operations, CollectiveAllReduce)
+        hint = extended._communication_options.implementation.value.lower()
+        return {**super().settings(), "communication": hint if collective else type(operations).__name__}
+
     def close(self) -> None:
         # Nobody may leave while another rank still waits in a collective; the strategy has no close of its own.
         # Once one rank is through, all have come here; whoever then finds its peer gone has waited long enough.
@@ -83,11 +92,16 @@ class _TfDistribute(TfTrainer):
         )
 
     @cached_property
-    def _exchange_alone(self) -> Callable[[], Any]:
-        zeros = [
+    def _zeros(self) -> list[Any]:
+        """As large as every gradient, on every device."""
+        return [
             self._distributed(lambda _, shape=variable.shape: tf.zeros(shape))
             for variable in self._network.trainable_variables
         ]
+
+    @cached_property
+    def _exchange_alone(self) -> Callable[[], Any]:
+        zeros = self._zeros
         return self._program(lambda: self._strategy.run(_summed, args=(zeros,)))
 
     @cached_property
@@ -96,18 +110,28 @@ class _TfDistribute(TfTrainer):
         return self._program(lambda: self._strategy.run(self._replica_step, args=batch))
 
     @cached_property
-    def _train_local(self) -> Callable[[], Any]:  # type: ignore[override]
-        """Steps of plain networks, one a device: the variables of a strategy are written by all replicas or by none."""
-        steps = []
+    def _local_networks(self) -> list[tuple[Any, Any, Any, Any]]:
+        """A plain network, its optimizer, images and labels on each device.
+
+        The variables of a strategy are written by all replicas or by none.
+        """
+        made = []
         local = (self._strategy.experimental_local_results(part) for part in self._resident)
         for images, labels in zip(*local, strict=True):
             with tf.device(images.device):
-                network, optimizer = self._made()
-            steps.append((images.device, self._passes(network, optimizer), network, optimizer, images, labels))
+                made.append((*self._made(), images, labels))
+        return made
+
+    @cached_property
+    def _train_local(self) -> Callable[[], Any]:  # type: ignore[override]
+        steps = [
+            (self._passes(network, optimizer), network, optimizer, images, labels)
+            for network, optimizer, images, labels in self._local_networks
+        ]
 
         def train() -> None:
-            for device, passes, network, optimizer, images, labels in steps:
-                with tf.device(device):
+            for passes, network, optimizer, images, labels in steps:
+                with tf.device(images.device):
                     _, gradients = passes(images, labels)
                     optimizer.apply_gradients(zip(gradients, network.trainable_variables, strict=True))
 
@@ -123,9 +147,15 @@ class _TfDistribute(TfTrainer):
 
     def _distributed(self, values: Callable[..., Any]) -> Any:
         """Return the values of every global rank, each on its device."""
-        return self._strategy.experimental_distribute_values_from_function(
-            lambda context: values(context.replica_id_in_sync_group)
-        )
+        devices = self._strategy.extended.worker_devices
+
+        def on_its_device(context: Any) -> Any:
+            rank = context.replica_id_in_sync_group
+            # The strategy itself leaves all of them on the first device.
+            with tf.device(devices[rank - self._ranks.start]):
+                return tf.identity(values(rank))
+
+        return self._strategy.experimental_distribute_values_from_function(on_its_device)
 
     def _replica_step(self, images: Any, labels: Any) -> Any:
         loss, gradients = self._gradients(images, labels)
@@ -144,14 +174,22 @@ class TfMultiWorker(_TfDistribute):
         if trial.device == "gpu":
             take_gpus(rank.local_rank)
         self._strategy = tf.distribute.MultiWorkerMirroredStrategy(
-            communication_options=tf.distribute.experimental.CommunicationOptions(
-                bytes_per_pack=trial.options.bytes_per_pack,
-                implementation=tf.distribute.experimental.CommunicationImplementation[
-                    trial.options.implementation.upper()
-                ],
-            )
+            communication_options=communication_options(trial.options, trial.device)
         )
         self._ranks = range(rank.rank, rank.rank + 1)
+
+
+def communication_options(options: MultiWorkerOptions, device: Device) -> Any:
+    """Return TensorFlow's CommunicationOptions; on GPUs `auto` is NCCL.
+
+    TensorFlow's runtime takes NCCL only where the hint says `nccl`: left to itself it sends what lies on GPUs through the
+    host, in a ring over gRPC (`GetCollectiveName` in collective_param_resolver_local.cc).
+    """
+    hint = "nccl" if options.implementation == "auto" and device == "gpu" else options.implementation
+    return tf.distribute.experimental.CommunicationOptions(
+        bytes_per_pack=options.bytes_per_pack,
+        implementation=tf.distribute.experimental.CommunicationImplementation[hint.upper()],
+    )
 
 
 class TfMirrored(_TfDistribute):

@@ -34,7 +34,7 @@ class TfTrainer:
     _train: Callable[[], Any]
     _train_resident: Callable[[], Any]
     _train_local: Callable[[], Any]
-    _take: Callable[[], Any]
+    _batch: Callable[[], Any]
 
     def __init__(self, trial: Trial, devices: int) -> None:
         self._trial = trial
@@ -74,9 +74,18 @@ class TfTrainer:
         self._take()
 
     @cached_property
+    def _take(self) -> Callable[[], None]:
+        """Take a batch as this trial executes it, and return nothing: what a graph returns goes to the first device."""
+
+        def take() -> None:
+            self._batch()
+
+        return self._program(take)
+
+    @cached_property
     def _resident(self) -> tuple[Any, Any]:
         """The batch that stays: images and labels."""
-        images, labels = self._take()
+        images, labels = self._batch()
         return images, labels
 
     def kept(self) -> Callable[[], None]:

@@ -82,7 +82,7 @@ class _ImageFolder(Dataset[tuple[Tensor, int]]):
         if torch.rand(()) < 0.5:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         pixels = (np.asarray(image, dtype=np.float32) / 255 - CHANNEL_MEAN) / CHANNEL_DEVIATION
-        return torch.from_numpy(pixels.astype(np.float32).transpose(2, 0, 1).copy()), int(self._files.labels[index])
+        return torch.from_numpy(pixels.transpose(2, 0, 1).copy()), int(self._files.labels[index])
 
 
 def _random_crop(width: int, height: int) -> tuple[float, float, float, float]:

@@ -61,6 +61,12 @@ class TorchDdp(TorchTrainer):
     def all_reduce(self, values: Callable[[int], NDArray[np.float32]]) -> "_AllReduce":
         return _AllReduce(torch.from_numpy(values(self._rank.rank)).to(self._device))
 
+    def settings(self) -> dict[str, str | int]:
+        found = {**super().settings(), "communication": dist.get_backend()}
+        if hasattr(self, "_ddp"):
+            found["bucket_bytes"] = "/".join(map(str, self._bucket_sizes_bytes()))
+        return found
+
     def close(self) -> None:
         super().close()
         dist.destroy_process_group()
@@ -68,20 +74,23 @@ class TorchDdp(TorchTrainer):
     @cached_property
     def _buckets(self) -> list[Tensor]:
         """Zeros, as many as DDP sends at a time, in the format that it sends."""
-        told = self._ddp._get_ddp_logging_data()
-        # Buckets are made anew after the first steps, in the order in which gradients were ready.
-        sizes_bytes = map(int, (told.get("rebuilt_bucket_sizes") or told["bucket_sizes"]).split(","))
         sent = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(self._options.communication_hook, torch.float32)
         of_parameters = torch.float32.itemsize
-        return [torch.zeros(size // of_parameters, dtype=sent, device=self._device) for size in sizes_bytes]
+        return [
+            torch.zeros(size // of_parameters, dtype=sent, device=self._device) for size in self._bucket_sizes_bytes()
+        ]
+
+    def _bucket_sizes_bytes(self) -> list[int]:
+        told = self._ddp._get_ddp_logging_data()
+        # Buckets are made anew after the first steps, in the order in which gradients were ready.
+        return [int(size) for size in (told.get("rebuilt_bucket_sizes") or told["bucket_sizes"]).split(",")]
 
     def _alone(self) -> AbstractContextManager[None]:
         return cast(AbstractContextManager[None], self._ddp.no_sync())
 
     def _distribute(self) -> torch.nn.Module:
         # What is to be captured must not have met the default stream.
-        captured = self._trial.execution == "graph"
-        with torch.cuda.stream(torch.cuda.Stream()) if captured else nullcontext():
+        with torch.cuda.stream(self._captures.stream) if self._captures else nullcontext():
             model = DistributedDataParallel(
                 self._network,
                 device_ids=[self._device] if self._device.type == "cuda" else None,
@@ -89,6 +98,8 @@ class TorchDdp(TorchTrainer):
                 gradient_as_bucket_view=self._options.gradient_as_bucket_view,
                 static_graph=self._options.static_graph,
             )
+        if self._captures:
+            torch.cuda.current_stream().wait_stream(self._captures.stream)
         match self._options.communication_hook:
             case "fp16":
                 model.register_comm_hook(None, fp16_compress_hook)

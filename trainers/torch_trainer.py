@@ -52,8 +52,12 @@ class TorchTrainer:
         self._memory_format = torch.channels_last if fast else torch.contiguous_format
         if trial.execution == "compiled":
             # A cache that another trial has filled would hide what compiling costs.
-            self._compiler_cache = tempfile.TemporaryDirectory(prefix="scalestudy-inductor-")
+            # Inductor's own processes may still write there, or clean up themselves, when this one is done with it.
+            self._compiler_cache = tempfile.TemporaryDirectory(
+                prefix="scalestudy-inductor-", ignore_cleanup_errors=True
+            )
             os.environ["TORCHINDUCTOR_CACHE_DIR"] = self._compiler_cache.name
+        self._captures = Captures() if trial.execution == "graph" else None
 
     @staticmethod
     def visible_gpus() -> int:
@@ -78,9 +82,7 @@ class TorchTrainer:
             torch.autocast(self._device.type, mixed) if mixed else nullcontext()
         )
         self._scaler = torch.amp.GradScaler(self._device.type, enabled=mixed is torch.float16)
-        self._gradients: Callable[[Tensor, Tensor], Tensor] = self._backpropagate
-        if self._trial.execution == "graph":
-            self._gradients = CapturedGradients(self._backpropagate, list(self._network.buffers()))
+        self._gradients = self._as_executed()
         self._arrays = load_arrays(self._trial.data)
         self._batches = torch_data.batches(self._trial, self._rank.rank, self._device, self._arrays)
 
@@ -121,10 +123,8 @@ class TorchTrainer:
 
     @cached_property
     def _local_gradients(self) -> Callable[[Tensor, Tensor], Tensor]:
-        if self._trial.execution != "graph":
-            return self._backpropagate
-        # The other graph has the exchange in it.
-        return CapturedGradients(self._backpropagate, list(self._network.buffers()))
+        # A graph of its own: the other one has the exchange in it.
+        return self._as_executed()
 
     def synchronize(self) -> None:
         if self._device.type == "cuda":
@@ -196,6 +196,9 @@ class TorchTrainer:
         }
 
     def close(self) -> None:
+        if self._captures is not None:
+            self._captures.release()
+        self.synchronize()
         if self._trial.execution == "compiled":
             self._compiler_cache.cleanup()
 
@@ -206,6 +209,12 @@ class TorchTrainer:
     def _alone(self) -> AbstractContextManager[Any]:
         """Return a context in which a step exchanges nothing."""
         raise NotImplementedError
+
+    def _as_executed(self) -> Callable[[Tensor, Tensor], Tensor]:
+        """Return the two passes as this trial executes them."""
+        if self._captures is None:
+            return self._backpropagate
+        return self._captures.of(self._backpropagate, self._network)
 
     def _backpropagate(self, images: Tensor, labels: Tensor) -> Tensor:
         images = images.contiguous(memory_format=self._memory_format)
@@ -220,40 +229,79 @@ class TorchTrainer:
         self._scaler.update()
 
 
+class Captures:
+    """The CUDA graphs of one trainer: built, warmed up and captured on one `stream`, in one pool of memory.
+
+    They can share the pool because only one of them runs at a time; what each leaves behind it keeps alive itself.
+    """
+
+    def __init__(self) -> None:
+        self.stream = torch.cuda.Stream()
+        self.pool = torch.cuda.graph_pool_handle()
+        self.last_run: CapturedGradients | None = None
+        self._graphs: list[CapturedGradients] = []
+
+    def of(self, gradients: Callable[[Tensor, Tensor], Tensor], network: torch.nn.Module) -> "CapturedGradients":
+        """Return the two passes as a graph of their own, to be captured at the first call."""
+        self._graphs.append(CapturedGradients(gradients, network, self))
+        return self._graphs[-1]
+
+    def release(self) -> None:
+        """Give all graphs back: NCCL waits without end to leave a process group while one holds its nodes."""
+        for graph in self._graphs:
+            graph.release()
+
+
 class CapturedGradients:
     """Forward, backward and exchange as one CUDA graph, captured at the first call.
 
     The optimizer stays outside: its few kernels gain little, and a scaled loss must be looked at by the host.
     """
 
-    def __init__(self, gradients: Callable[[Tensor, Tensor], Tensor], buffers: list[Tensor]) -> None:
+    def __init__(
+        self, gradients: Callable[[Tensor, Tensor], Tensor], network: torch.nn.Module, captures: Captures
+    ) -> None:
         self._gradients = gradients
-        self._buffers = buffers
+        self._network = network
+        self._captures = captures
         self._graph: torch.cuda.CUDAGraph | None = None
 
     def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
         if self._graph is None:
             self._capture(images, labels)
         assert self._graph is not None
+        if self._captures.last_run is not self:
+            # The optimizer would take the gradients that another graph has left.
+            for parameter, gradient in self._left:
+                parameter.grad = gradient
+            self._captures.last_run = self
         self._images.copy_(images, non_blocking=True)
         self._labels.copy_(labels, non_blocking=True)
         self._graph.replay()
         return self._loss
 
+    def release(self) -> None:
+        if self._graph is not None:
+            self._graph.reset()
+            self._graph = None
+
     def _capture(self, images: Tensor, labels: Tensor) -> None:
         self._images, self._labels = images.clone(), labels.clone()
         # Parameters stay as they are without the optimizer; running statistics do not.
-        kept = [buffer.clone() for buffer in self._buffers]
-        aside = torch.cuda.Stream()
+        buffers = list(self._network.buffers())
+        kept = [buffer.clone() for buffer in buffers]
+        aside = self._captures.stream
         aside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(aside):
             for _ in range(_STEPS_BEFORE_CAPTURE):
                 self._gradients(self._images, self._labels)
         torch.cuda.current_stream().wait_stream(aside)
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
+        # thread_local: the data loader's thread that pins memory allocates meanwhile, which is no fault of the capture.
+        with torch.cuda.graph(self._graph, pool=self._captures.pool, stream=aside, capture_error_mode="thread_local"):
             self._loss = self._gradients(self._images, self._labels)
-        for buffer, before in zip(self._buffers, kept, strict=True):
+        self._left = [(parameter, parameter.grad) for parameter in self._network.parameters()]
+        for buffer, before in zip(buffers, kept, strict=True):
             buffer.copy_(before)
 
 

@@ -185,6 +185,8 @@ def refusal(trial: Trial) -> tuple[str, str] | None:
     entry = TRAINERS[trial.trainer]
     if trial.execution in entry.refused:
         return "execution", f"{trial.execution!r}: {trial.trainer}: {entry.refused[trial.execution]}"
+    if trial.execution == "graph" and getattr(trial.options, "communication_hook", None) == "powersgd":
+        return "execution", "'graph': PowerSGD decides on the host what each step sends; use 'eager' or 'compiled'"
     if trial.device == "cpu":
         if trial.execution == "graph" and entry.distributions[0] == "torch":
             return "execution", "'graph': torch has CUDA graphs alone, and the device is a cpu; use 'compiled'"

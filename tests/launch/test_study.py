@@ -110,7 +110,7 @@ def test_executions_are_the_users_own_unless_given_for_all_or_by_trainer(write: 
 
 
 def test_options_and_precisions_are_swept_in_every_combination(write: Write) -> None:
-    swept = {"bucket_cap_mb": [1, 25], "communication_hook": ["none", "fp16"], "static_graph": True}
+    swept = {"bucket_cap_mb": [1, None], "communication_hook": ["none", "fp16"], "static_graph": True}
     found = trials(write(world_sizes=[2], repeats=1, precision=["fp32", "bf16"], options={"torch-ddp": swept}))
     assert len({trial.id for trial in found}) == len(found) == 2 * 4 + 2
     names = {series_name(trial) for trial in found}

@@ -52,3 +52,10 @@ def test_a_build_that_lacks_what_a_trial_asks_for_is_refused(make_trial: Callabl
     asked = make_trial(trainer="horovod-tf", device="gpu", options=HorovodOptions(hierarchical_allreduce=True))
     with pytest.raises(ValueError, match=r"options.horovod-tf.hierarchical_allreduce: true, but .* without MPI"):
         check_build(asked, mpi=False, nccl=True)
+
+
+def test_what_the_study_does_not_name_is_horovods_own_business() -> None:
+    """Horovod's autotuning leaves alone what a variable has set, even to the default."""
+    told = variables(rank_of(0, 1, 1), HorovodOptions(autotune=True), ENVIRON)
+    assert {"HOROVOD_FUSION_THRESHOLD", "HOROVOD_CYCLE_TIME", "HOROVOD_HIERARCHICAL_ALLREDUCE"}.isdisjoint(told)
+    assert "HOROVOD_AUTOTUNE" not in variables(rank_of(0, 1, 1), HorovodOptions(), ENVIRON)

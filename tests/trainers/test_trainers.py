@@ -1,11 +1,12 @@
 """Real training: several ranks are one process on the same global batch, and everyone learns the same."""
 
+import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import pytest
@@ -39,10 +40,10 @@ TOLD = {"losses", "compiled"}
 
 
 def take_steps(
-    trial: Trial, folder: Path, steps: int = STEPS, *policy: str, interlude: bool = False
+    trial: Trial, folder: Path, steps: int = STEPS, *policy: str, **variables: str
 ) -> list[dict[str, np.ndarray]]:
     """Run every rank of a trial for some steps; return each device's parameters, and its process' losses."""
-    variables = {"SCALESTUDY_LIFELINE": "", **({"INTERLUDE": "1"} if interlude else {})}
+    variables = {"SCALESTUDY_LIFELINE": "", **variables}
     folder.mkdir()
     (folder / "trial.json").write_text(trial.model_dump_json(by_alias=True))
     ranks = local_ranks(processes(trial))
@@ -87,7 +88,7 @@ def test_the_parts_of_a_step_are_timed_without_a_trace_in_the_training(
     """Local steps drive replicas apart; afterwards they are where they were, and so is the optimizer."""
     trial = make_trial(trainer=trainer, world_size=2, optimizer=Optimizer(name="adam", learning_rate=1e-3))
     plain = take_steps(trial, tmp_path / "plain", 6)
-    interrupted = take_steps(trial, tmp_path / "interrupted", 6, interlude=True)
+    interrupted = take_steps(trial, tmp_path / "interrupted", 6, INTERLUDE="1")
     for rank, same in zip(interrupted, plain, strict=True):
         assert rank["losses"] == pytest.approx(same["losses"], rel=1e-4)
     for name in interrupted[0].keys() - TOLD:
@@ -134,18 +135,31 @@ def way(trainer: str, tolerance: float, **fields: Any) -> Any:
     return pytest.param(trainer, fields, tolerance, id=f"{trainer} {' '.join(map(str, named))}")
 
 
-@pytest.fixture(scope="module")
-def usual_losses(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Trial], np.ndarray]:
-    """Return the losses of a trainer as its users run it, made once."""
-    found: dict[str, np.ndarray] = {}
+class Usual(NamedTuple):
+    """A trainer as its users run it, on two devices: the mean loss of every step, and what rank 0 said of itself."""
 
-    def losses(trial: Trial) -> np.ndarray:
+    losses: np.ndarray
+    look: dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def usual(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Trial], Usual]:
+    """Return what a trainer does as its users run it, run once."""
+    found: dict[str, Usual] = {}
+
+    def run(trial: Trial) -> Usual:
         if trial.trainer not in found:
-            ranks = take_steps(trial, tmp_path_factory.mktemp("usual") / trial.trainer, 30)
-            found[trial.trainer] = np.mean([rank["losses"] for rank in ranks], axis=0)
+            folder = tmp_path_factory.mktemp("usual") / trial.trainer
+            ranks = take_steps(trial, folder, 30, LOOK="1")
+            losses = np.mean([rank["losses"] for rank in ranks], axis=0)
+            found[trial.trainer] = Usual(losses, json.loads((folder / "look-0.json").read_text()))
         return found[trial.trainer]
 
-    return losses
+    return run
+
+
+def two_of(trainer: str, make_trial: MakeTrial) -> Trial:
+    return make_trial(trainer=trainer, data=DIGITS, world_size=2, per_device_batch=32)
 
 
 @pytest.mark.parametrize(("trainer", "changes", "tolerance"), list(other_ways()))
@@ -154,19 +168,59 @@ def test_every_way_to_run_a_trainer_learns_what_the_usual_one_does(
     changes: dict[str, Any],
     tolerance: float,
     make_trial: MakeTrial,
-    usual_losses: Callable[[Trial], np.ndarray],
+    usual: Callable[[Trial], Usual],
     tmp_path: Path,
 ) -> None:
-    trial = make_trial(trainer=trainer, data=DIGITS, world_size=2, per_device_batch=32)
+    trial = two_of(trainer, make_trial)
+    expected = usual(trial).losses
     ranks = take_steps(trial.model_copy(update=changes), tmp_path / "two", 30)
     for name in ranks[0].keys() - TOLD:
         assert np.array_equal(ranks[0][name], ranks[1][name]), f"{name}: the replicas differ"
     losses = np.mean([rank["losses"] for rank in ranks], axis=0)
-    assert losses == pytest.approx(usual_losses(trial), rel=tolerance)
+    assert losses == pytest.approx(expected, rel=tolerance)
     if "precision" in changes:
-        assert not np.array_equal(losses, usual_losses(trial)), "the precision is not in force"
+        assert not np.array_equal(losses, expected), "the precision is not in force"
     if trial.trainer in ("torch-ddp", "horovod-torch") and changes.get("execution") == "compiled":
         assert ranks[0]["compiled"] > 0, "torch.compile has compiled nothing"
+
+
+def test_every_replica_of_one_process_has_its_values_and_its_local_network_on_its_own_device(
+    make_trial: MakeTrial, usual: Callable[[Trial], Usual]
+) -> None:
+    look = usual(two_of("tf-mirrored", make_trial)).look
+    devices = [f"/job:localhost/replica:0/task:0/device:CPU:{index}" for index in range(2)]
+    assert look["resident"] == [devices, devices]
+    assert look["zeros"] == [devices]
+    assert look["local"] == [[device] for device in devices]
+
+
+@pytest.mark.parametrize("trainer", ["tf-multiworker", "tf-mirrored"])
+def test_taking_a_batch_is_no_collective(trainer: str, make_trial: MakeTrial, usual: Callable[[Trial], Usual]) -> None:
+    """Of data that might end, workers would agree before every batch whether there is one more."""
+    look = usual(two_of(trainer, make_trial)).look
+    assert not [operation for operation in look["take"] if "Collective" in operation or operation.endswith("If")]
+    # A look that sees nothing would prove nothing.
+    assert [operation for operation in look["take"] if "GetNext" in operation]
+    assert [operation for operation in look["train"] if "CollectiveReduce" in operation]
+
+
+@pytest.mark.parametrize(
+    ("trainer", "communication"),
+    [
+        ("torch-ddp", "gloo"),
+        ("horovod-torch", "gloo"),
+        ("horovod-tf", "gloo"),
+        ("tf-multiworker", "auto"),
+        ("tf-mirrored", "ring"),
+    ],
+)
+def test_who_carries_the_gradients_is_on_record(
+    trainer: str, communication: str, make_trial: MakeTrial, usual: Callable[[Trial], Usual]
+) -> None:
+    look = usual(two_of(trainer, make_trial)).look
+    assert look["settings"]["communication"] == communication
+    if "train_hints" in look:
+        assert look["train_hints"] == [communication]
 
 
 def test_what_horovod_and_one_process_differ_by_in_tensorflow_is_rounding(

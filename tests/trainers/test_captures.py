@@ -1,0 +1,188 @@
+"""Captured steps, on a stand-in for torch.cuda that runs on the CPU and notes what it is asked for."""
+
+import errno
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from scalestudy.cluster.ports import free_ports
+from scalestudy.cluster.rank import Rank, rank_environ
+from scalestudy.trainers.options import DdpOptions
+from scalestudy.trainers.torch_ddp import TorchDdp
+from scalestudy.trainers.trainer import TRAINERS, refusal
+from scalestudy.trainers.trial import Trial
+
+RANK = Rank(rank=0, world_size=1, local_rank=0, local_world_size=1, node_rank=0, host="here")
+
+
+class Cuda:
+    """As much of torch.cuda as a capture needs; `log` is what was asked for, in order."""
+
+    def __init__(self) -> None:
+        self.log: list[str] = []
+        self.streams: list[Any] = []
+        self.captures: list[dict[str, Any]] = []
+        self.current: Any = "default"
+
+    def patch(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        cuda = self
+
+        class Stream:
+            def __init__(self) -> None:
+                cuda.streams.append(self)
+
+            def wait_stream(self, other: Any) -> None: ...
+
+        class Default:
+            def wait_stream(self, other: Any) -> None: ...
+
+        class Graph:
+            def replay(self) -> None:
+                cuda.log.append("replay")
+
+            def reset(self) -> None:
+                cuda.log.append("reset")
+
+        @contextmanager
+        def stream(of: Any) -> Iterator[None]:
+            before, cuda.current = cuda.current, of
+            yield
+            cuda.current = before
+
+        @contextmanager
+        def graph(of: Graph, **options: Any) -> Iterator[None]:
+            cuda.captures.append(options)
+            with stream(options["stream"]):
+                yield
+
+        class Watched(torch.nn.parallel.DistributedDataParallel):
+            def __init__(self, *args: Any, **options: Any) -> None:
+                cuda.log.append("built on the default stream" if cuda.current == "default" else "built aside")
+                super().__init__(*args, **options)
+
+        monkeypatch.setattr("scalestudy.trainers.torch_ddp.DistributedDataParallel", Watched)
+        for name, value in {
+            "Stream": Stream,
+            "stream": stream,
+            "CUDAGraph": Graph,
+            "graph": graph,
+            "graph_pool_handle": lambda: object(),
+            "current_stream": lambda *_: Default(),
+        }.items():
+            monkeypatch.setattr(torch.cuda, name, value)
+        synchronize, destroy = TorchDdp.synchronize, dist.destroy_process_group
+
+        def synchronized(trainer: TorchDdp) -> None:
+            cuda.log.append("synchronize")
+            synchronize(trainer)
+
+        def destroyed() -> None:
+            cuda.log.append("destroy")
+            destroy()
+
+        monkeypatch.setattr(TorchDdp, "synchronize", synchronized)
+        monkeypatch.setattr(dist, "destroy_process_group", destroyed)
+
+
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cuda]:
+    threads = torch.get_num_threads()
+    for name, value in rank_environ(RANK, [f"127.0.0.1:{free_ports(1)[0]}"]).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("TORCH_NCCL_ASYNC_ERROR_HANDLING", "1")
+    stand_in = Cuda()
+    stand_in.patch(monkeypatch)
+    yield stand_in
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def trainer(cuda: Cuda, make_trial: Callable[..., Trial]) -> Iterator[TorchDdp]:
+    trainer = TorchDdp(make_trial(execution="graph"), RANK)
+    trainer.build()
+    yield trainer
+    if dist.is_initialized():
+        trainer.close()
+
+
+def gradients(trainer: TorchDdp) -> list[Tensor | None]:
+    return [parameter.grad for parameter in trainer._network.parameters()]
+
+
+def test_both_graphs_are_released_and_the_device_is_idle_before_the_process_group_goes(
+    trainer: TorchDdp, cuda: Cuda
+) -> None:
+    trainer.step()
+    trainer.local_step()
+    cuda.log.clear()
+    trainer.close()
+    assert cuda.log == ["reset", "reset", "synchronize", "destroy"]
+
+
+def test_graphs_are_built_and_captured_on_one_stream_in_one_pool_while_other_threads_may_allocate(
+    trainer: TorchDdp, cuda: Cuda
+) -> None:
+    trainer.resident_step()
+    trainer.local_step()
+    assert cuda.log[0] == "built aside"
+    assert len(cuda.streams) == 1
+    whole, local = cuda.captures
+    assert whole["stream"] is local["stream"] is cuda.streams[0]
+    assert whole["pool"] is local["pool"]
+    assert whole["capture_error_mode"] == local["capture_error_mode"] == "thread_local"
+
+
+def test_the_optimizer_takes_the_gradients_of_the_graph_that_ran_last(trainer: TorchDdp) -> None:
+    trainer.resident_step()
+    whole = gradients(trainer)
+    trainer.local_step()
+    local = gradients(trainer)
+    assert all(one is not other for one, other in zip(whole, local, strict=True))
+    trainer.resident_step()
+    assert all(one is other for one, other in zip(gradients(trainer), whole, strict=True))
+    trainer.local_step()
+    assert all(one is other for one, other in zip(gradients(trainer), local, strict=True))
+
+
+def test_powersgd_is_refused_in_a_graph_on_a_gpu(make_trial: Callable[..., Trial]) -> None:
+    trial = make_trial(device="gpu", execution="graph", options=DdpOptions(communication_hook="powersgd"))
+    refused = refusal(trial)
+    assert refused is not None
+    assert refused[0] == "execution"
+    assert "PowerSGD" in refused[1]
+    assert refusal(make_trial(device="gpu", execution="graph")) is None
+
+
+def test_a_compilers_process_that_still_cleans_up_costs_no_trial(
+    make_trial: Callable[..., Trial], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Inductor's own processes may still write to the folder that is being removed."""
+    threads = torch.get_num_threads()
+    for name, value in rank_environ(RANK, [f"127.0.0.1:{free_ports(1)[0]}"]).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")
+    trainer = TRAINERS["torch-ddp"].load()(make_trial(execution="compiled"), RANK)
+    folder = os.environ["TORCHINDUCTOR_CACHE_DIR"]
+    monkeypatch.setattr("shutil.rmtree", _racing(folder))
+    trainer.close()
+    torch.set_num_threads(threads)
+
+
+def _racing(folder: str) -> Callable[..., None]:
+    """Return a removal that finds a new file in a folder which it has just emptied."""
+
+    def remove(path: Any, *args: Any, **options: Any) -> None:
+        error = OSError(errno.ENOTEMPTY, "Directory not empty", folder)
+        # Python 3.12 renamed the handler.
+        if handler := options.get("onexc"):
+            handler(os.rmdir, folder, error)
+        else:
+            options["onerror"](os.rmdir, folder, (OSError, error, None))
+
+    return remove
