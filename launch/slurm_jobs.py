@@ -89,6 +89,7 @@ def settled(study: Study, path: Path, layout: Layout) -> str:
         "device": layout.device,
         "devices_per_node": list(layout.devices_per_node),
         "threads_per_device": layout.threads_per_device,
+        "loader_workers": layout.loader_workers,
         "environments": {
             trainer: own if isinstance(own, str) else own.model_dump(mode="json")
             for trainer, own in own_programs(study, path).items()
@@ -210,7 +211,11 @@ def settled_trials(path: Path) -> list[Trial]:
     assert study.threads_per_device is not None
     assert study.device != "auto"
     layout = Layout(
-        device=study.device, devices_per_node=study.devices_per_node, threads_per_device=study.threads_per_device
+        device=study.device,
+        devices_per_node=study.devices_per_node,
+        threads_per_device=study.threads_per_device,
+        # It was 1 before it depended on the machine, and was not written out.
+        loader_workers=1 if study.loader_workers is None else study.loader_workers,
     )
     return study_trials(study, path, layout)
 

@@ -203,7 +203,7 @@ class Study(Frozen):
     device: Literal["auto", "cpu", "gpu"] = "auto"
     devices_per_node: Counts | None = None
     threads_per_device: PositiveInt | None = None
-    loader_workers: int = Field(default=1, ge=0)
+    loader_workers: Annotated[int, Field(ge=0)] | None = None
     environments: dict[TrainerName, Environment] = {}
     costs: Costs = Costs()
 
@@ -285,6 +285,7 @@ class Layout(Frozen):
     device: Device
     devices_per_node: tuple[int, ...]
     threads_per_device: int
+    loader_workers: int = 1
 
 
 def load_study(path: Path) -> Study:
@@ -322,7 +323,12 @@ def resolve(study: Study, path: Path, topology: Topology) -> Layout:
             f"{path}: threads_per_device: {threads} threads × {fullest} devices need {threads * fullest} CPUs, "
             f"there are {cpus}; use at most {cpus // fullest}"
         )
-    return Layout(device=device, devices_per_node=per_node, threads_per_device=threads)
+    workers = study.loader_workers
+    if workers is None:
+        # A GPU eats images faster than one process decodes them: all the rank's CPUs but the one that feeds the GPU.
+        # On CPU a worker takes its CPU from the training.
+        workers = max(1, threads - 1) if device == "gpu" else 1
+    return Layout(device=device, devices_per_node=per_node, threads_per_device=threads, loader_workers=workers)
 
 
 def study_trials(study: Study, path: Path, layout: Layout) -> list[Trial]:
@@ -351,7 +357,7 @@ def study_trials(study: Study, path: Path, layout: Layout) -> list[Trial]:
                 optimizer=study.optimizer,
                 measurement=study.measurement,
                 threads_per_device=layout.threads_per_device,
-                loader_workers=study.loader_workers,
+                loader_workers=layout.loader_workers,
                 seed=study.seed,
                 repeat=repeat,
             )

@@ -15,8 +15,8 @@ Images = NDArray[np.float32]
 Labels = NDArray[np.int64]
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
-# ImageNet's channel means and deviations, of pixels in 0..1: what torchvision and Keras normalize with. As float32, since
-# numpy turns a tuple into float64, and the pixels with it.
+# ImageNet's channel means and deviations, of pixels in 0..1: what torchvision and Keras normalize with. Numpy would
+# turn a tuple into float64, and the pixels with it.
 CHANNEL_MEAN = np.array((0.485, 0.456, 0.406), np.float32)
 CHANNEL_DEVIATION = np.array((0.229, 0.224, 0.225), np.float32)
 # Random resized crop (Szegedy et al. 2015): share of the area, and the range of width / height.

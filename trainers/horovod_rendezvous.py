@@ -59,7 +59,7 @@ def check_build(trial: Trial, *, mpi: bool, nccl: bool) -> None:
 def variables(rank: Rank, options: HorovodOptions, environ: Mapping[str, str]) -> dict[str, str]:
     """Return Horovod's variables for one rank; a rank's cross rank is its node's among those with its local rank.
 
-    What the study does not say is left out: Horovod's autotuning changes nothing that it was told, not even its defaults.
+    What the study does not say is left out: Horovod's autotuning leaves alone what it was told, even a default.
     """
     per_node = (rank.rank - rank.local_rank) // rank.node_rank if rank.node_rank else rank.local_world_size
     full_nodes, left_over = divmod(rank.world_size, per_node)

@@ -88,8 +88,8 @@ class HorovodTorch(TorchTrainer):
             compression=getattr(hvd.Compression, self._options.compression),
             op=hvd.Average,
         )
-        # Horovod makes the optimizer anew, and this mark of a fused one is lost: without it the scaler of a scaled loss asks
-        # the device at every step whether gradients are finite, and the host waits for the answer.
+        # Horovod makes the optimizer anew, and loses this mark of a fused one: without it the scaler of a scaled loss
+        # asks the device at every step whether gradients are finite, and the host waits for the answer.
         if getattr(self._optimizer, "_step_supports_amp_scaling", False):
             self._exchanging._step_supports_amp_scaling = True
         self._optimizer = self._exchanging

@@ -1,7 +1,8 @@
 """What users tune in each way to train, by the framework's own names; units in names.
 
-None: the study does not say, so the framework is not told, and does what its users have unasked. Naming a default is not
-always the same: DDP told its own 25 MB makes the first bucket 25 MB too, and Horovod does not tune what it was told.
+None: the study does not say, so the framework is not told, and does what its users have unasked. To name a default
+is not always the same: DDP told its own 25 MB makes the first bucket 25 MB too, and Horovod does not tune what it was
+told.
 """
 
 from typing import Literal

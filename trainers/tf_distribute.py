@@ -182,8 +182,8 @@ class TfMultiWorker(_TfDistribute):
 def communication_options(options: MultiWorkerOptions, device: Device) -> Any:
     """Return TensorFlow's CommunicationOptions; on GPUs `auto` is NCCL.
 
-    TensorFlow's runtime takes NCCL only where the hint says `nccl`: left to itself it sends what lies on GPUs through the
-    host, in a ring over gRPC (`GetCollectiveName` in collective_param_resolver_local.cc).
+    TensorFlow's runtime takes NCCL only where the hint says `nccl`. Left to itself it sends what lies on GPUs through
+    the host, in a ring over gRPC (`GetCollectiveName` in collective_param_resolver_local.cc).
     """
     hint = "nccl" if options.implementation == "auto" and device == "gpu" else options.implementation
     return tf.distribute.experimental.CommunicationOptions(

@@ -83,6 +83,16 @@ def test_auto_takes_gpus_where_nodes_have_them(write: Write) -> None:
     assert (with_gpus.device, with_gpus.devices_per_node, with_gpus.threads_per_device) == ("gpu", (2,), 4)
 
 
+def test_loader_workers_are_what_the_cpus_of_a_rank_can_carry_unless_the_study_says(write: Write) -> None:
+    gpus = Topology(nodes=1, cpus_per_node=32, gpus_per_node=2)
+    found = {trial.loader_workers for trial in trials(write(device="gpu"), gpus)}
+    # Sixteen CPUs a rank: one feeds the GPU.
+    assert found == {15}
+    assert {trial.loader_workers for trial in trials(write(device="gpu", loader_workers=0), gpus)} == {0}
+    # On CPU they would take theirs from the training.
+    assert {trial.loader_workers for trial in trials(write(), Topology(nodes=1, cpus_per_node=32))} == {1}
+
+
 def test_the_order_is_shuffled_by_the_seed_repeat_by_repeat(write: Write) -> None:
     first, again, other = trials(write()), trials(write()), trials(write(seed=2))
     assert first == again
