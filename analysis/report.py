@@ -142,15 +142,11 @@ class Facts:
                 for name, version in software.versions.items():
                     if name != "scalestudy":
                         self._note(name, version)
-                pinned = placement.described(
-                    software.cpus, report.placement, shares=report.rank.rank in sharing
-                )
+                pinned = placement.described(software.cpus, report.placement, shares=report.rank.rank in sharing)
                 settings = ", ".join(f"{name} {count}" for name, count in software.settings.items())
                 # By its place on its node: a thousand ranks of equal nodes are a few lines.
                 place = f"local rank {report.rank.local_rank} of {report.rank.local_world_size}"
-                self._note(
-                    f"{series_name(record.trial)}: CPUs and settings", f"{place}: {pinned}; {settings}"
-                )
+                self._note(f"{series_name(record.trial)}: CPUs and settings", f"{place}: {pinned}; {settings}")
                 for name, value in software.variables.items():
                     # Differs by trial and names ports: who talks to whom, not how.
                     if name != "TF_CONFIG":

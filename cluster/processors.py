@@ -1,7 +1,7 @@
 """Where CPUs and GPUs sit in a host, and how ranks divide its CPUs between them.
 
-Linux tells it in sysfs. Containers and virtual machines may hide parts of that: a CPU that nothing is known of counts as
-a core of its own, on NUMA node 0.
+Linux describes both in sysfs. Containers and virtual machines may hide parts of it: a CPU about which nothing is known
+counts as a core of its own, on NUMA node 0.
 """
 
 from collections.abc import Iterable, Sequence
@@ -120,7 +120,7 @@ def _whole_cores(
     """Return each slot's CPUs on cores of its own; fewer than `threads` where the cores run out."""
     free = list(cores)
     dealt: list[list[Processor]] = [[] for _ in homes]
-    packages = {core[0].node: core[0].package for core in cores}
+    packages: dict[int | None, int] = {core[0].node: core[0].package for core in cores}
 
     def take(slot: int, pool: Sequence[Core], least: int) -> None:
         picked = _picked(pool, threads)
@@ -145,14 +145,16 @@ def _whole_cores(
 
 
 def _picked(cores: Sequence[Core], threads: int) -> list[Core]:
-    """Return the first cores that have `threads` threads together, with none to spare if that can be; or all."""
+    """Return cores that have `threads` threads together, with none to spare if possible; all of them if too few."""
     picked: list[Core] = []
     left = list(cores)
     while threads > 0 and left:
-        fitting = next((core for core in left if len(core) <= threads), left[0])
-        left.remove(fitting)
-        picked.append(fitting)
-        threads -= len(fitting)
+        # Large cores first: small ones make odd shares full at the end.
+        fitting = [core for core in left if len(core) <= threads]
+        core = max(fitting, key=len) if fitting else min(left, key=len)
+        left.remove(core)
+        picked.append(core)
+        threads -= len(core)
     return picked
 
 

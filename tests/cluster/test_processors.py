@@ -40,7 +40,7 @@ def sysfs(root: Path, cores: Sequence[CoreSpec], gpus: Sequence[int] = (), offli
 
 
 def host(sockets: int, cores: int, threads: int, *, adjacent: bool = False, nodes: int = 1) -> list[CoreSpec]:
-    """Return the cores of a host: numbered as Linux does, first threads of all cores first, or siblings side by side."""
+    """Return the cores of a host, numbered as Linux does, first threads of all first, or with siblings side by side."""
     total = sockets * cores
     return [
         (
@@ -155,8 +155,8 @@ def test_a_core_with_an_offline_thread_is_a_core_still(tmp_path: Path) -> None:
     cores = host(2, 4, 2)
     usable = of(sysfs(tmp_path, cores, offline=[10]), cores, [cpu for cpu in range(16) if cpu != 10])
     assert dealt(usable, 8, 1) == [str(cpu) for cpu in range(8)]
-    # Core 2 has one thread: its rank takes a second core for the other, and nobody else is on either.
-    assert dealt(usable, 7, 2) == ["0,8", "1,9", "2-3", "4,12", "5,13", "6,14", "7,15"]
+    # Core 2 has one thread: no rank of two needs it.
+    assert dealt(usable, 7, 2) == ["0,8", "1,9", "3,11", "4,12", "5,13", "6,14", "7,15"]
     # Of an offline first thread the second is the core.
     first_gone = of(sysfs(tmp_path / "b", cores, offline=[0]), cores, range(1, 16))
     assert dealt(first_gone, 8, 1) == ["8", "1", "2", "3", "4", "5", "6", "7"]
