@@ -42,6 +42,11 @@ def traps(trials: pd.DataFrame) -> Iterator[tuple[str, str, str]]:
         yield row.trial, "short", f"{row.measured_s:.2g} s timed in all; raise measurement.windows"
     for row in ok[ok.told_devices < ok.world_size].itertuples():
         yield row.trial, "ranks", f"{row.told_devices:.0f} of {row.world_size} devices"
+    # On purpose where the study asks for a rank on every hardware thread, and still not what a core each would give.
+    for row in ok[ok.sharing_ranks > 0].itertuples():
+        yield row.trial, "shared cores", f"{row.sharing_ranks:.0f} ranks; lower threads_per_device or devices_per_node"
+    for row in ok[ok.far_ranks > 0].itertuples():
+        yield row.trial, "far from GPU", f"{row.far_ranks:.0f} rank{'s' if row.far_ranks > 1 else ''}"
     for row in ok[ok.changed_at.notna()].itertuples():
         yield row.trial, "changed", f"{row.changed_by:+.0%} from window {row.changed_at + 1:.0f} on"
     for row in ok[ok.apart > 0].itertuples():

@@ -11,7 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from scalestudy.analysis import devices
+from scalestudy.analysis import devices, placement
 from scalestudy.analysis.steadiness import steadiness
 from scalestudy.trainers.files import RECORD_NAME, read_record, record_paths
 from scalestudy.trainers.options import changes
@@ -109,6 +109,8 @@ def frames(records: Iterable[Record], trials_path: Path) -> Frames:
         row["parameter_count"] = record.reports[0].parameter_count
         row["told_devices"] = sum(report.replicas for report in record.reports)
         row |= _settings(record)
+        row["sharing_ranks"] = len(placement.sharing(record.reports))
+        row["far_ranks"] = len(placement.far_from_gpu(record.reports))
         row |= steadiness(seconds.max(axis=0) / steps)
         ranks += ((row["trial"], *rank) for rank in rank_steps(record.reports))
         row["training_images"] = record.reports[0].training_images
@@ -148,7 +150,9 @@ def trial_row(trial: Trial) -> dict[str, Any]:
         trial.precision,
     ]
     if trial.device == "cpu":
-        work.append(f"{trial.threads_per_device} CPU{'s' if trial.threads_per_device > 1 else ''} a device")
+        # Both threads of a core are less than two cores.
+        kind = "hardware thread" if trial.hyper_threads else "CPU"
+        work.append(f"{trial.threads_per_device} {kind}{'s' if trial.threads_per_device > 1 else ''} a device")
     return {
         "trial": trial.id,
         "folder_name": trial.folder_name,
@@ -328,6 +332,8 @@ _TRIAL_COLUMNS = [
     "told_devices",
     "tf32",
     "pinned_cpus",
+    "sharing_ranks",
+    "far_ranks",
     "within",
     "changed_at",
     "changed_by",

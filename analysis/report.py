@@ -12,7 +12,7 @@ import jinja2
 import pandas as pd
 from matplotlib.figure import Figure
 
-from scalestudy.analysis import answer, collectives, devices, fairness, figures, laws, metrics
+from scalestudy.analysis import answer, collectives, devices, fairness, figures, laws, metrics, placement
 from scalestudy.analysis.frames import Frames, frames, read_records, record_files
 from scalestudy.trainers.files import read_record
 from scalestudy.trainers.record import Costs, Record
@@ -126,6 +126,7 @@ class Facts:
             self._note("GPUs", ", ".join(host.gpus) if host.gpus else "none")
             if host.nvidia_driver:
                 self._note("NVIDIA driver", host.nvidia_driver)
+        sharing = placement.sharing(record.reports)
         for report in record.reports:
             if telemetry := report.telemetry:
                 self._note("telemetry", f"{telemetry.rate_hz:g} samples a second")
@@ -141,13 +142,11 @@ class Facts:
                 for name, version in software.versions.items():
                     if name != "scalestudy":
                         self._note(name, version)
-                pinned = ", ".join(map(str, software.cpus))
+                pinned = placement.described(software.cpus, report.placement, shares=report.rank.rank in sharing)
                 settings = ", ".join(f"{name} {count}" for name, count in software.settings.items())
                 # By its place on its node: a thousand ranks of equal nodes are a few lines.
                 place = f"local rank {report.rank.local_rank} of {report.rank.local_world_size}"
-                self._note(
-                    f"{series_name(record.trial)}: CPUs and settings", f"{place}: pinned to CPU {pinned}; {settings}"
-                )
+                self._note(f"{series_name(record.trial)}: CPUs and settings", f"{place}: {pinned}; {settings}")
                 for name, value in software.variables.items():
                     # Differs by trial and names ports: who talks to whom, not how.
                     if name != "TF_CONFIG":
@@ -356,6 +355,8 @@ _NOTICES = {
     "error": "had a device report an error",
     "telemetry": "has no telemetry of a node",
     "short": "ended after too short a time to be believed",
+    "shared cores": "had ranks share the hardware threads of a core: its efficiency is in part that of hyper-threading",
+    "far from GPU": "had ranks on CPUs of another NUMA node than their GPU: copies to it take the longer way",
     "ranks": "left reports of some devices alone",
     "changed": "changed in step time while timed",
     "windows apart": "had windows far from the others",

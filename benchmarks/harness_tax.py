@@ -21,15 +21,14 @@ from typing import Any
 import numpy as np
 from scipy.stats import bootstrap
 
-from scalestudy.cluster.host import pin, usable_cpus
 from scalestudy.cluster.ports import free_ports
 from scalestudy.cluster.rank import Rank
 from scalestudy.launch.local import environment, local_ranks
 from scalestudy.trainers.measure import steps_for, timed_window
 from scalestudy.trainers.models import initial_parameters, model_spec
+from scalestudy.trainers.pinning import take_place
 from scalestudy.trainers.trainer import TRAINERS
 from scalestudy.trainers.trial import Data, Measurement, Optimizer, Trial
-from scalestudy.trainers.worker import device_cpus
 
 WINDOW_S = 0.5
 CASES = (
@@ -133,7 +132,7 @@ def rank_main(folder: Path, count: int) -> None:
     """Take the windows of one rank in turn, and write every round's seconds."""
     trial = Trial.model_validate_json((folder / "trial.json").read_bytes())
     rank = Rank.from_environ(os.environ)
-    pin(device_cpus(usable_cpus(), trial, rank))
+    take_place(trial, rank, os.environ)
     trainer: Any = TRAINERS[trial.trainer].load()(trial, rank)
     trainer.build()
     if trial.trainer in ("torch-ddp", "horovod-torch"):

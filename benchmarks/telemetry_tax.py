@@ -21,13 +21,12 @@ import numpy as np
 import psutil
 from harness_tax import run_ranks, trial_of, with_interval
 
-from scalestudy.cluster.host import pin, usable_cpus
 from scalestudy.cluster.rank import Rank
 from scalestudy.cluster.telemetry import Sampling
 from scalestudy.trainers.measure import steps_for, timed_window
+from scalestudy.trainers.pinning import take_place
 from scalestudy.trainers.trainer import TRAINERS
 from scalestudy.trainers.trial import Data, Trial
-from scalestudy.trainers.worker import device_cpus
 
 WINDOW_S = 0.5
 RATES_HZ = (10.0, 100.0)
@@ -65,7 +64,7 @@ def rank_main(folder: Path, count: int) -> None:
     trial = Trial.model_validate_json((folder / "trial.json").read_bytes())
     rank = Rank.from_environ(os.environ)
     samplers = [Sampler(folder, number, rate) for number, rate in enumerate(RATES_HZ)] if rank.rank == 0 else []
-    pin(device_cpus(usable_cpus(), trial, rank))
+    take_place(trial, rank, os.environ)
     trainer: Any = TRAINERS[trial.trainer].load()(trial, rank)
     trainer.build()
     # Past the samplers' own imports.

@@ -3,42 +3,64 @@
 import fcntl
 import os
 import tempfile
-from contextlib import suppress
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
-from scalestudy.cluster.host import usable_cpus
+from scalestudy.cluster.processors import Core, Processor, cores_of
 
 
 class CpuClaim:
-    """`count` CPUs that no other claim on this host holds, from the `place`-th share on if it is free.
+    """`count` CPUs that no other claim on this host holds: those in `wanted` if they are free.
 
-    Where so many are not free, all usable ones: more ranks than CPUs were asked for, and they must share. The claim
-    goes with the process, however that ends.
+    If not, whole cores that nobody has a claim on, then what else is free. Where so many CPUs are not free, all of
+    `usable`: more ranks than CPUs were asked for, and they must share. The claim goes with the process, however that
+    ends.
     """
 
-    def __init__(self, count: int, place: int, folder: Path | None = None) -> None:
-        folder = folder or Path(tempfile.gettempdir()) / f"scalestudy-cpus-{os.getuid()}"
-        folder.mkdir(mode=0o700, exist_ok=True)
-        usable = usable_cpus()
-        first = place * count % len(usable)
-        self._locks: list[IO[str]] = []
-        cpus: list[int] = []
-        for cpu in usable[first:] + usable[:first]:
-            if len(cpus) == count:
-                break
-            lock = (folder / str(cpu)).open("w")
-            with suppress(BlockingIOError):
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                self._locks.append(lock)
-                cpus.append(cpu)
-                continue
-            lock.close()
-        if len(cpus) < count:
+    def __init__(
+        self, usable: Sequence[Processor], count: int, wanted: Sequence[int] = (), folder: Path | None = None
+    ) -> None:
+        self._folder = folder or Path(tempfile.gettempdir()) / f"scalestudy-cpus-{os.getuid()}"
+        self._folder.mkdir(mode=0o700, exist_ok=True)
+        self._locks: dict[int, IO[str]] = {}
+        if len(wanted) != count or not self._lock(wanted):
+            cores = cores_of(usable)
+            for core in cores:
+                self._lock_core(core, count - len(self._locks))
+            for processor in usable:
+                if len(self._locks) < count:
+                    self._lock([processor.cpu])
+        if len(self._locks) < count:
             self.release()
-        self.cpus = tuple(sorted(cpus)) if len(cpus) == count else tuple(usable)
+        self.cpus = tuple(sorted(self._locks or (processor.cpu for processor in usable)))
 
     def release(self) -> None:
         """Give the CPUs back."""
-        while self._locks:
-            self._locks.pop().close()
+        self._unlock(list(self._locks))
+
+    def _lock_core(self, core: Core, missing: int) -> None:
+        """Lock as many threads of a core as are missing, if nobody has any of them."""
+        cpus = [thread.cpu for thread in core]
+        if missing > 0 and self._lock(cpus):
+            self._unlock(cpus[missing:])
+
+    def _lock(self, cpus: Sequence[int]) -> bool:
+        """Lock all of these CPUs, or none."""
+        for place, cpu in enumerate(cpus):
+            if cpu in self._locks:
+                self._unlock(cpus[:place])
+                return False
+            lock = (self._folder / str(cpu)).open("w")
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                lock.close()
+                self._unlock(cpus[:place])
+                return False
+            self._locks[cpu] = lock
+        return True
+
+    def _unlock(self, cpus: Sequence[int]) -> None:
+        for cpu in cpus:
+            self._locks.pop(cpu).close()

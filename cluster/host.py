@@ -9,10 +9,12 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 import psutil
 
 from scalestudy.cluster.frozen import Frozen
+from scalestudy.cluster.processors import cores_of, processors
 
 
 class Host(Frozen):
@@ -28,31 +30,45 @@ class Host(Frozen):
     nvidia_driver: str | None = None
 
 
+class NodeOffer(NamedTuple):
+    """What one node has: logical CPUs, GPUs, and physical cores where they are known."""
+
+    cpus: int
+    gpus: int
+    cores: int | None = None
+
+
 class Topology(Frozen):
-    """What is on offer: `nodes`, each with so many CPUs and GPUs."""
+    """What is on offer: `nodes`, each with so many logical CPUs, physical cores and GPUs."""
 
     nodes: int
     cpus_per_node: int
+    # None where only CPUs are counted: each may then be a core or one of its hardware threads.
+    cores_per_node: int | None = None
     gpus_per_node: int = 0
 
     @classmethod
-    def of(cls, nodes: Sequence[tuple[int, int]], device: str, least: int) -> "Topology":
-        """Return what those of the nodes have in common that hold `least` devices; a node is its CPUs and its GPUs.
+    def of(cls, nodes: Sequence[NodeOffer], device: str, least: int) -> "Topology":
+        """Return what those of the nodes have in common that hold `least` devices.
 
         `auto` means GPUs where any node has so many. Where no node has, all are counted.
         """
-        with_gpus = [node for node in nodes if node[1] >= least]
-        fitting = with_gpus if with_gpus and device != "cpu" else [node for node in nodes if node[0] >= least]
+        with_gpus = [node for node in nodes if node.gpus >= least]
+        fitting = with_gpus if with_gpus and device != "cpu" else [node for node in nodes if node.cpus >= least]
         fitting = fitting or list(nodes)
+        cores = [node.cores for node in fitting if node.cores is not None]
         return cls(
             nodes=len(fitting),
-            cpus_per_node=min((cpus for cpus, _ in fitting), default=0),
-            gpus_per_node=min((gpus for _, gpus in fitting), default=0),
+            cpus_per_node=min((node.cpus for node in fitting), default=0),
+            cores_per_node=min(cores) if cores and len(cores) == len(fitting) else None,
+            gpus_per_node=min((node.gpus for node in fitting), default=0),
         )
 
     def devices_per_node(self, device: str) -> int:
-        """Return how many devices a node has; on CPU a device is one CPU."""
-        return self.gpus_per_node if device == "gpu" else self.cpus_per_node
+        """Return how many devices a node has; on CPU a device is a core, as far as cores are known."""
+        if device == "gpu":
+            return self.gpus_per_node
+        return self.cpus_per_node if self.cores_per_node is None else self.cores_per_node
 
 
 def this_host() -> Host:
@@ -93,7 +109,13 @@ def nvidia_gpus() -> tuple[tuple[str, ...], str | None]:
 
 def local_topology() -> Topology:
     """Return what this host offers."""
-    return Topology(nodes=1, cpus_per_node=len(usable_cpus()), gpus_per_node=len(nvidia_gpus()[0]))
+    cpus = usable_cpus()
+    return Topology(
+        nodes=1,
+        cpus_per_node=len(cpus),
+        cores_per_node=len(cores_of(processors(cpus))),
+        gpus_per_node=len(nvidia_gpus()[0]),
+    )
 
 
 def pin(cpus: list[int]) -> None:

@@ -307,6 +307,36 @@ def visible_gpus(listed: str | None, gpus: Sequence[Gpu]) -> tuple[str, ...]:
     return tuple(found)
 
 
+def visible_pci_addresses(listed: str | None) -> tuple[str, ...]:
+    """Return the PCI address of each GPU that CUDA shows, in its order: local rank i takes the i-th.
+
+    `listed` is CUDA_VISIBLE_DEVICES. Nothing where NVML does not answer.
+    """
+    gpus: list[Gpu] = []
+    addresses: dict[str, str] = {}
+    try:
+        nvml.nvmlInit()
+    except nvml.NVMLError:
+        return ()
+    try:
+        for index in range(nvml.nvmlDeviceGetCount()):
+            name = f"gpu{index}"
+            # One that is lost costs itself alone.
+            with suppress(nvml.NVMLError):
+                handle = nvml.nvmlDeviceGetHandleByIndex(index)
+                addresses[name] = str(nvml.nvmlDeviceGetPciInfo(handle).busId)
+                handles = {name: handle} | {each.name: each.handle for each in _mig_devices(name, handle, {})}
+                gpus += [
+                    Gpu(name=each, uuid=str(nvml.nvmlDeviceGetUUID(of)), model="", mig=each != name)
+                    for each, of in handles.items()
+                ]
+        return tuple(addresses[name.partition("/")[0]] for name in visible_gpus(listed, gpus))
+    except nvml.NVMLError:
+        return ()
+    finally:
+        nvml.nvmlShutdown()
+
+
 def _mig_devices(name: str, handle: Any, missing: dict[str, str]) -> Iterator[_Device]:
     # Most GPUs have no MIG mode, which needs no note.
     with suppress(nvml.NVMLError):

@@ -79,10 +79,13 @@ def check_capacity(trials: Iterable[Trial], path: Path, launcher: str, topology:
     """Raise InputError where a trial needs more nodes than there are."""
     for trial in trials:
         if nodes_needed(trial) > topology.nodes:
+            more = ""
+            if trial.device == "cpu" and trial.devices_per_node == topology.cores_per_node != topology.cpus_per_node:
+                more = f", or devices_per_node: {topology.cpus_per_node} to put a rank on every hardware thread"
             raise InputError(
                 f"{path}: world_sizes: {trial.world_size} is above the capacity of launcher {launcher!r}: "
                 f"{topology.nodes} node{'s' if topology.nodes > 1 else ''} with {trial.devices_per_node} "
-                f"{trial.device} devices; use at most {topology.nodes * trial.devices_per_node}"
+                f"{trial.device} devices; use at most {topology.nodes * trial.devices_per_node}{more}"
             )
 
 

@@ -18,13 +18,15 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from scalestudy.cluster.cpu_claims import CpuClaim
-from scalestudy.cluster.host import Topology, interface_of
+from scalestudy.cluster.host import NodeOffer, Topology, interface_of, usable_cpus
 from scalestudy.cluster.ports import hold_port
+from scalestudy.cluster.processors import processors
 from scalestudy.cluster.rank import Rank, rank_environ
 from scalestudy.launch.children import kill_group
 from scalestudy.launch.errors import InputError
 from scalestudy.launch.launcher import Exit, NoCapacityError, Program, processes, worker_command, worker_variables
 from scalestudy.launch.study import Study
+from scalestudy.trainers.pinning import GIVEN, gpu_nodes, rank_cpus
 from scalestudy.trainers.trial import Trial
 
 _TICK_S = 1.0
@@ -57,9 +59,10 @@ class Left(NamedTuple):
 class RankActor:
     """Runs one rank as a process of its own, on a node that may share no file with the driver."""
 
-    def __init__(self, local_rank: int, cpus: int) -> None:
+    def __init__(self) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="scalestudy-"))
-        self._claim = CpuClaim(cpus, local_rank)
+        # Held as long as the actor lives.
+        self._claim: CpuClaim | None = None
         # Held until the rank binds it, so that no other trial finds it free.
         self._port = hold_port("0.0.0.0")
         self._process: subprocess.Popen[bytes] | None = None
@@ -81,12 +84,13 @@ class RankActor:
         (self._folder / "trial.json").write_text(trial.model_dump_json(by_alias=True))
         log_name = f"rank-{rank.rank}.log"
         own = addresses[rank.rank].rsplit(":", 1)[0]
+        self._claim = claim_cpus(trial, rank, gpus)
         environment = {
             "GLOO_SOCKET_IFNAME": interface_of(own) or "",
             **os.environ,
             **rank_environ(rank, addresses),
             **worker_variables(os.environ, trial, rank.world_size),
-            "SCALESTUDY_CPUS": ",".join(map(str, self._claim.cpus)),
+            GIVEN: ",".join(map(str, self._claim.cpus)),
         }
         if gpus:
             # All of the node's: shut off from each other, NCCL could not use NVLink between them.
@@ -150,7 +154,9 @@ class RayLauncher:
         os.chdir(here)
 
     def capacity(self) -> Topology:
-        there = Topology.of(list(_alive().values()), self._study.device, self._least)
+        # Ray counts CPUs, and does not know which of them are hardware threads of one core.
+        offers = [NodeOffer(cpus, gpus) for cpus, gpus in _alive().values()]
+        there = Topology.of(offers, self._study.device, self._least)
         if not self._study.ray.scale_up_s:
             return there
         # What an autoscaler may start is known only from what the study says of it.
@@ -226,7 +232,7 @@ class RayLauncher:
                 scheduling_strategy=PlacementGroupSchedulingStrategy(
                     placement_group=group, placement_group_bundle_index=rank // _per_node(trial)
                 ),
-            ).remote(rank % _per_node(trial), cpus)
+            ).remote()
             for rank in range(count)
         ]
 
@@ -296,6 +302,15 @@ def bundles(trial: Trial) -> list[dict[str, float]]:
         {"CPU": float(count * trial.threads_per_device), **({"GPU": float(count)} if trial.device == "gpu" else {})}
         for count in devices
     ]
+
+
+def claim_cpus(trial: Trial, rank: Rank, gpus: tuple[str, ...], folder: Path | None = None) -> CpuClaim:
+    """Claim the CPUs of a rank, near its GPU; others if another trial has some of them."""
+    usable = processors(usable_cpus())
+    near = gpu_nodes(trial, ",".join(gpus))
+    # What Ray counts as CPUs are hardware threads: a rank that took as many whole cores would take another's.
+    wanted = rank_cpus(trial, rank, usable, near, hyper_threads=True)
+    return CpuClaim(usable, trial.threads_per_device * (trial.world_size // rank.world_size), wanted, folder)
 
 
 def ranks_of(places: list[Place], per_node: int) -> list[Rank]:

@@ -51,12 +51,22 @@ class SlurmLauncher:
         self._job = slurm_ask.job(self._job_id)
         self._lost: set[str] = set()
         self._names: list[str] = []
+        self._threads_per_core = 1
         self._addresses: dict[str, str] = {}
 
+    @property
+    def _alone(self) -> bool:
+        # squeue's word for nodes that no other job may use.
+        return self._job.shared == "NO"
+
     def capacity(self) -> Topology:
+        nodes = len(self._usable())
+        cpus = min(tasks_per_node(self._environ["SLURM_JOB_CPUS_PER_NODE"]))
         return Topology(
-            nodes=len(self._usable()),
-            cpus_per_node=min(tasks_per_node(self._environ["SLURM_JOB_CPUS_PER_NODE"])),
+            nodes=nodes,
+            cpus_per_node=cpus,
+            # On a shared node a job is given hardware threads.
+            cores_per_node=max(1, cpus // self._threads_per_core) if self._alone else None,
             gpus_per_node=int(self._environ.get("SLURM_GPUS_ON_NODE") or 0),
         )
 
@@ -83,7 +93,8 @@ class SlurmLauncher:
             return self._not_started(names, error)
         folder = folder.resolve()
         program = self._programs.get(trial.trainer, self._usual_program)
-        argv = [*step_options(self._job_id, names, count, trial, folder), *worker_command(program, trial, folder)]
+        step_argv = step_options(self._job_id, names, count, trial, folder, alone=self._alone)
+        argv = [*step_argv, *worker_command(program, trial, folder)]
         ranks_end, our_end = os.pipe()
         with (folder / LOG_NAME).open("wb") as log:
             step = subprocess.Popen(
@@ -136,6 +147,7 @@ class SlurmLauncher:
             found = slurm_ask.nodes(names=slurm_ask.job(self._job_id).nodes)
             self._names = [node.name for node in found if node.up]
             self._addresses |= {node.name: node.address for node in found}
+            self._threads_per_core = max((node.cpus // node.cores for node in found), default=1)
         return [name for name in self._names if name not in self._lost]
 
     def _free_ports(self, names: Sequence[str], count: int) -> list[list[int]]:
@@ -189,10 +201,22 @@ class SlurmLauncher:
                     slurm_ask.ask(["scancel", "--signal=KILL", step_id])
 
 
-def step_options(job_id: str, names: Sequence[str], count: int, trial: Trial, folder: Path) -> list[str]:
-    """Return the srun of a trial's step without the program: its nodes, its tasks and what each is bound to."""
+def step_options(
+    job_id: str, names: Sequence[str], count: int, trial: Trial, folder: Path, *, alone: bool
+) -> list[str]:
+    """Return the srun of a trial's step without the program: its nodes, its tasks and what each is bound to.
+
+    `alone` is whether no other job may use the nodes.
+    """
     devices = trial.world_size // count
     gpus = min(trial.world_size, trial.devices_per_node)
+    if alone:
+        # The step has all CPUs of its nodes, of which every rank takes its own (cluster/processors.py): Slurm would
+        # choose others at another world size. --cpus-per-task would imply --exact, and leave only so many to choose of.
+        cpus = ["--cpu-bind=none"]
+    else:
+        # Which CPUs are ours only Slurm knows.
+        cpus = [f"--cpus-per-task={trial.threads_per_device * devices}", "--cpu-bind=cores"]
     return [
         "srun",
         f"--jobid={job_id}",
@@ -202,8 +226,7 @@ def step_options(job_id: str, names: Sequence[str], count: int, trial: Trial, fo
         f"--ntasks={count}",
         # Rank by rank onto the first node until it is full, and so on: also where the last one takes fewer.
         f"--distribution=plane={_per_node(trial)}",
-        f"--cpus-per-task={trial.threads_per_device * devices}",
-        "--cpu-bind=cores",
+        *cpus,
         # Every task sees all of them and takes that of its local rank: with --gpus-per-task they would be shut off from
         # each other, and NCCL could not use NVLink. No --gpu-bind=none: in Slurm 22.05 it hides them from the tasks.
         f"--gres=gpu:{gpus}" if trial.device == "gpu" else "--gres=none",

@@ -20,13 +20,17 @@ class SlurmError(OSError):
 
 
 class Node(NamedTuple):
-    """A node as sinfo sees it; its address is how other nodes reach it, which its name need not be."""
+    """A node as sinfo sees it; its address is how other nodes reach it, which its name need not be.
+
+    `cpus` are what Slurm hands out: hardware threads, unless the cluster counts cores.
+    """
 
     name: str
     address: str
     state: str
     cpus: int
     gpus: int
+    cores: int
 
     @property
     def up(self) -> bool:
@@ -90,7 +94,7 @@ def without_options(environ: Mapping[str, str]) -> dict[str, str]:
 
 def nodes(*, names: str | None = None, partition: str | None = None) -> list[Node]:
     """Return nodes in Slurm's order, those of a node list or of a partition (None: all)."""
-    argv = ["sinfo", "--noheader", "--Node", "--format=%N|%o|%T|%c|%G"]
+    argv = ["sinfo", "--noheader", "--Node", "--format=%N|%o|%T|%c|%G|%X|%Y"]
     if names is not None:
         argv.append(f"--nodes={names}")
     if partition is not None:
@@ -121,8 +125,10 @@ def default_partition() -> str | None:
 
 def parsed_node(line: str) -> Node:
     """Take a line of sinfo apart."""
-    name, address, state, cpus, gres = line.split("|")
-    return Node(name, address, state, int(cpus), gpu_count(gres))
+    name, address, state, cpus, gres, sockets, cores_per_socket = line.split("|")
+    # A cluster that hands out cores has no more CPUs than these.
+    cores = min(int(cpus), int(sockets) * int(cores_per_socket))
+    return Node(name, address, state, int(cpus), gpu_count(gres), cores)
 
 
 def gpu_count(gres: str) -> int:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from scalestudy.cluster.host import Topology
+from scalestudy.cluster.host import NodeOffer, Topology
 from scalestudy.launch import slurm_ask
 from scalestudy.launch.errors import InputError
 from scalestudy.launch.folder import StudyFolder
@@ -64,7 +64,9 @@ def plan(study: Study, path: Path, folder: StudyFolder, environ: Mapping[str, st
     # Those that are down too: they may be back in time.
     nodes = slurm_ask.nodes(partition=partition or slurm_ask.default_partition())
     least = max(study.devices_per_node or (1,))
-    offered = Topology.of([(node.cpus, node.gpus) for node in nodes], study.device, least)
+    # A job that shares its nodes is given hardware threads, and which ones is Slurm's affair.
+    offers = [NodeOffer(node.cpus, node.gpus, node.cores if study.slurm.exclusive else None) for node in nodes]
+    offered = Topology.of(offers, study.device, least)
     layout = resolve(study, path, offered)
     trials = study_trials(study, path, layout)
     check_capacity(trials, path, "slurm", offered)
@@ -90,6 +92,7 @@ def settled(study: Study, path: Path, layout: Layout) -> str:
         "devices_per_node": list(layout.devices_per_node),
         "threads_per_device": layout.threads_per_device,
         "loader_workers": layout.loader_workers,
+        "hyper_threads": layout.hyper_threads,
         "environments": {
             trainer: own if isinstance(own, str) else own.model_dump(mode="json")
             for trainer, own in own_programs(study, path).items()
@@ -216,6 +219,8 @@ def settled_trials(path: Path) -> list[Trial]:
         threads_per_device=study.threads_per_device,
         # It was 1 before it depended on the machine, and was not written out.
         loader_workers=1 if study.loader_workers is None else study.loader_workers,
+        # A study that was settled by an earlier version does not say.
+        hyper_threads=bool(study.hyper_threads),
     )
     return study_trials(study, path, layout)
 

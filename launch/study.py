@@ -203,6 +203,9 @@ class Study(Frozen):
     device: Literal["auto", "cpu", "gpu"] = "auto"
     devices_per_node: Counts | None = None
     threads_per_device: PositiveInt | None = None
+    # None: only where a node has fewer cores than its ranks have threads.
+    hyper_threads: bool | None = None
+    # None: what a rank's CPUs can carry on GPU, 1 on CPU.
     loader_workers: Annotated[int, Field(ge=0)] | None = None
     environments: dict[TrainerName, Environment] = {}
     costs: Costs = Costs()
@@ -285,6 +288,7 @@ class Layout(Frozen):
     device: Device
     devices_per_node: tuple[int, ...]
     threads_per_device: int
+    hyper_threads: bool = False
     loader_workers: int = 1
 
 
@@ -309,26 +313,48 @@ def resolve(study: Study, path: Path, topology: Topology) -> Layout:
     if study.device == "gpu" and not topology.gpus_per_node:
         raise InputError(f"{path}: device: 'gpu', but no NVIDIA GPU is found here; use 'cpu' or 'auto'")
     device: Device = "gpu" if topology.gpus_per_node and study.device != "cpu" else "cpu"
-    offered, cpus = topology.devices_per_node(device), topology.cpus_per_node
+    offered, cpus, cores = topology.devices_per_node(device), topology.cpus_per_node, topology.devices_per_node("cpu")
     per_node = study.devices_per_node or (offered,)
     fullest = min(max(study.world_sizes), max(per_node)) or 1
-    if fullest > offered:
-        raise InputError(
-            f"{path}: devices_per_node: {max(per_node)}, but a node has {offered} {device} devices; "
-            f"use at most {offered}"
-        )
-    threads = study.threads_per_device or max(1, cpus // fullest)
+    # A study that asks for them may have a rank on every hardware thread.
+    most = offered if device == "gpu" else cpus
+    has = f"{offered} {device} devices" + (f" ({cpus} hardware threads)" if most > offered else "")
+    if fullest > most:
+        raise InputError(f"{path}: devices_per_node: {max(per_node)}, but a node has {has}; use at most {most}")
+    threads = study.threads_per_device or _fair_share(study, device, topology, fullest)
     if threads * fullest > cpus:
+        on_cores = f" on {cores} cores" if cores < cpus else ""
+        right = f"{cpus // fullest}" if cpus >= fullest else f"{cpus} devices_per_node"
         raise InputError(
             f"{path}: threads_per_device: {threads} threads × {fullest} devices need {threads * fullest} CPUs, "
-            f"there are {cpus}; use at most {cpus // fullest}"
+            f"there are {cpus}{on_cores}; use at most {right}"
         )
     workers = study.loader_workers
     if workers is None:
         # A GPU eats images faster than one process decodes them: all the rank's CPUs but the one that feeds the GPU.
         # On CPU a worker takes its CPU from the training.
         workers = max(1, threads - 1) if device == "gpu" else 1
-    return Layout(device=device, devices_per_node=per_node, threads_per_device=threads, loader_workers=workers)
+    too_few = threads * fullest > cores
+    if too_few and study.hyper_threads is False:
+        raise InputError(
+            f"{path}: hyper_threads: false, but {threads} threads × {fullest} devices need {threads * fullest} cores, "
+            f"there are {cores} ({cpus} hardware threads); use true, or at most {cores // fullest} threads_per_device"
+        )
+    return Layout(
+        device=device,
+        devices_per_node=per_node,
+        threads_per_device=threads,
+        hyper_threads=too_few if study.hyper_threads is None else study.hyper_threads,
+        loader_workers=workers,
+    )
+
+
+def _fair_share(study: Study, device: Device, topology: Topology, fullest: int) -> int:
+    """Return the threads of a device where the study gives none: one a core, as torch has it by itself."""
+    available = topology.cpus_per_node if study.hyper_threads else topology.devices_per_node("cpu")
+    # That of one GPU among all of its node, however few the study uses: so much lies near each GPU, and a larger world
+    # size that is added later changes nothing. A CPU study takes the whole node at its largest world size.
+    return max(1, available // (topology.gpus_per_node if device == "gpu" else fullest))
 
 
 def study_trials(study: Study, path: Path, layout: Layout) -> list[Trial]:
@@ -357,6 +383,7 @@ def study_trials(study: Study, path: Path, layout: Layout) -> list[Trial]:
                 optimizer=study.optimizer,
                 measurement=study.measurement,
                 threads_per_device=layout.threads_per_device,
+                hyper_threads=layout.hyper_threads,
                 loader_workers=layout.loader_workers,
                 seed=study.seed,
                 repeat=repeat,

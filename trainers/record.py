@@ -61,6 +61,19 @@ class Software(Frozen):
     variables: dict[str, str]
 
 
+class Placement(Frozen):
+    """Where on its host a rank was pinned.
+
+    `cores` has the core of each CPU, named by the core's lowest CPU: ranks of one host that name the same core share
+    it. `gpu_numa_nodes` has the NUMA node of each GPU that the rank drives, null where it is not known.
+    """
+
+    cpus: tuple[int, ...]
+    cores: tuple[int, ...]
+    numa_nodes: tuple[int, ...]
+    gpu_numa_nodes: tuple[int | None, ...] = ()
+
+
 class RankError(Frozen):
     """Why a rank failed, in one line."""
 
@@ -107,6 +120,8 @@ class RankReport(Frozen):
     host: Host | None = None
     telemetry: Telemetry | None = None
     software: Software | None = None
+    # Null in records from before it was told.
+    placement: Placement | None = None
     error: RankError | None = None
 
 

@@ -96,6 +96,8 @@ class Trial(Frozen):
     optimizer: Optimizer
     measurement: Measurement
     threads_per_device: int = Field(ge=1)
+    # Whether a rank takes both hardware threads of its cores: the cores are too few for a thread on each.
+    hyper_threads: bool = False
     loader_workers: int = Field(default=0, ge=0)
     seed: int
     repeat: int = Field(ge=0)
@@ -114,8 +116,8 @@ class Trial(Frozen):
     @property
     def id(self) -> str:
         """Twelve hex digits of the SHA-256 of all fields: the same trial has the same id in every run."""
-        # A trial that trains is named as it was before there were sweeps.
-        unsaid = {"sweep"} if self.sweep is None else None
+        # Later fields are left out at their defaults: a trial keeps the name it had before there were such fields.
+        unsaid = {name for name in ("sweep", "hyper_threads") if not getattr(self, name)}
         return hashlib.sha256(self.model_dump_json(by_alias=True, exclude=unsaid).encode()).hexdigest()[:12]
 
     @property

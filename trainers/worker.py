@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scalestudy.cluster.clock import now_s
-from scalestudy.cluster.host import pin, process_age_s, this_host, usable_cpus
+from scalestudy.cluster.host import process_age_s, this_host
 from scalestudy.cluster.rank import Rank
 from scalestudy.cluster.slurm_step import ADDRESSES, step_environ
 from scalestudy.cluster.telemetry import Sampling
@@ -27,6 +27,7 @@ from scalestudy.trainers.collectives import sweep
 from scalestudy.trainers.data import first_unreadable, list_images, training_images
 from scalestudy.trainers.files import write_atomically
 from scalestudy.trainers.measure import Measured, measure, measure_causes
+from scalestudy.trainers.pinning import take_place
 from scalestudy.trainers.record import RankError, RankReport
 from scalestudy.trainers.software import capture
 from scalestudy.trainers.trainer import TRAINERS
@@ -67,15 +68,6 @@ def run(trial: Trial, rank: Rank, folder: Path) -> RankReport:
     return RankReport(rank=rank, pid=os.getpid(), phases=phases.seconds, phase_starts_s=phases.starts_s, **found)
 
 
-def device_cpus(cpus: list[int], trial: Trial, rank: Rank) -> list[int]:
-    """Return this rank's own CPUs among those it may use: as many for a device at every world size."""
-    share = trial.threads_per_device * (trial.world_size // rank.world_size)
-    if len(cpus) >= share * rank.local_world_size:
-        return cpus[rank.local_rank * share : (rank.local_rank + 1) * share]
-    # Too few for all ranks of the node: a scheduler has given this rank its own, or ranks must share.
-    return cpus
-
-
 def checksum(parameters: Mapping[str, NDArray[np.float32]]) -> str:
     """Return a digest that is equal if and only if every parameter is equal to the bit."""
     digest = hashlib.sha256()
@@ -105,8 +97,7 @@ class _Phases:
 def _run(trial: Trial, rank: Rank, folder: Path, phases: _Phases, found: dict[str, Any]) -> None:
     if rank.local_rank == 0:
         found["host"] = this_host()
-    given = os.environ.get("SCALESTUDY_CPUS")
-    pin([int(cpu) for cpu in given.split(",")] if given else device_cpus(usable_cpus(), trial, rank))
+    found["placement"] = take_place(trial, rank, os.environ)
     # From the start of the process: the interpreter and our own imports are part of what a job waits for.
     with phases.timed("import", since_s=now_s() - process_age_s()):
         trainer_class = TRAINERS[trial.trainer].load()

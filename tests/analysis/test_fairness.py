@@ -8,7 +8,7 @@ import pytest
 from scalestudy.analysis import compare, fairness, metrics
 from scalestudy.analysis.frames import frames
 from scalestudy.trainers.files import RECORD_NAME
-from scalestudy.trainers.record import RankReport, Record, Software, Window
+from scalestudy.trainers.record import Placement, RankReport, Record, Software, Window
 from scalestudy.trainers.trial import Data, Trial
 
 MakeTrial = Callable[..., Trial]
@@ -120,3 +120,53 @@ def test_a_repeat_far_from_the_others_is_flagged_and_stays_in_the_numbers(
     assert trial == records[-1].trial.id
     assert text == "-50% against the median of its 6 repeats"
     assert metrics.with_efficiency(trials).efficiency.notna().sum() == 6
+
+
+def placed(record: Record, *placements: Placement | None) -> Record:
+    """Return the record with every rank pinned as said."""
+    pairs = zip(record.reports, placements, strict=True)
+    return record.model_copy(
+        update={"reports": tuple(report.model_copy(update={"placement": own}) for report, own in pairs)}
+    )
+
+
+def pinned(*cpus: int, node: int = 0, gpus: tuple[int | None, ...] = ()) -> Placement:
+    """Return a place on a host of eight cores of two hardware threads."""
+    return Placement(cpus=cpus, cores=tuple(cpu % 8 for cpu in cpus), numa_nodes=(node,), gpu_numa_nodes=gpus)
+
+
+def test_shared_cores_and_distant_gpus_are_named(make_trial: MakeTrial, make_record: MakeRecord) -> None:
+    def record(repeat: int) -> Record:
+        return make_record(make_trial(repeat=repeat, world_size=2), 1.0)
+
+    records = [
+        placed(record(0), pinned(0), pinned(8)),
+        placed(record(1), pinned(0, 8), pinned(1, 9)),
+        placed(record(2), pinned(0, gpus=(0,)), pinned(1, gpus=(1,))),
+        placed(record(3), pinned(0, gpus=(None,)), None),
+        # The same CPU for both: they share it, too.
+        placed(record(4), pinned(0, 8), pinned(0, 8)),
+    ]
+    # A core of the same number on another host is another core.
+    apart = placed(record(5), pinned(0), pinned(8))
+    other = apart.reports[1].rank.model_copy(update={"host": "there"})
+    reports = (apart.reports[0], apart.reports[1].model_copy(update={"rank": other}))
+    records.append(apart.model_copy(update={"reports": reports}))
+    trials = metrics.with_throughput(frames(records, Path("/nowhere")).trials)
+    by_id = {record.trial.id: record.trial.repeat for record in records}
+    found = {
+        (by_id[trial], kind): text
+        for trial, kind, text in fairness.traps(trials)
+        if kind in ("shared cores", "far from GPU")
+    }
+    assert found == {
+        (0, "shared cores"): "2 ranks; lower threads_per_device or devices_per_node",
+        (2, "far from GPU"): "1 rank",
+        (4, "shared cores"): "2 ranks; lower threads_per_device or devices_per_node",
+    }
+
+
+def test_hardware_threads_are_not_set_against_cores(make_trial: MakeTrial, make_record: MakeRecord) -> None:
+    records = [make_record(make_trial(hyper_threads=each, threads_per_device=2)) for each in (False, True)]
+    workloads = frames(records, Path("/nowhere")).trials.workload
+    assert [name.rpartition(", ")[2] for name in workloads] == ["2 CPUs a device", "2 hardware threads a device"]

@@ -9,7 +9,7 @@ from scalestudy.analysis import figures
 from scalestudy.analysis.report import write_report
 from scalestudy.launch.folder import StudyFolder
 from scalestudy.trainers.options import DdpOptions
-from scalestudy.trainers.record import Record
+from scalestudy.trainers.record import Placement, RankReport, Record, Software
 from scalestudy.trainers.trainer import TRAINERS
 from scalestudy.trainers.trial import Data, Trial
 
@@ -109,3 +109,32 @@ def test_a_study_of_failures_alone_still_has_a_report(
 def test_every_trainer_has_its_own_colour_and_marker() -> None:
     assert set(TRAINERS) <= set(figures.COLOURS)
     assert len(set(figures.COLOURS.values())) == len(set(figures.MARKERS.values())) == len(figures.COLOURS)
+
+
+def test_the_environment_says_where_every_rank_was_pinned(
+    tmp_path: Path, make_trial: Callable[..., Trial], make_record: Callable[..., Record]
+) -> None:
+    folder = StudyFolder(tmp_path / "out")
+    folder.create("t")
+    # Fourteen whole cores near the GPU, and as many CPUs on seven; then as an older record has it.
+    places = [
+        Placement(cpus=tuple(range(14)), cores=tuple(range(14)), numa_nodes=(0,), gpu_numa_nodes=(0,)),
+        Placement(cpus=(*range(7), *range(112, 119)), cores=(*range(7),) * 2, numa_nodes=(0,), gpu_numa_nodes=(1,)),
+    ]
+
+    def told(report: RankReport, place: Placement | None) -> RankReport:
+        software = Software(python="3", versions={}, settings={}, cpus=place.cpus if place else (4, 6), variables={})
+        return report.model_copy(update={"software": software, "placement": place})
+
+    for own in (places, [None]):
+        trial = make_trial(world_size=len(own))
+        record = make_record(trial)
+        reports = tuple(told(report, place) for report, place in zip(record.reports, own, strict=True))
+        folder.finish(folder.begin(trial), record.model_copy(update={"reports": reports}))
+    html = write_report(folder.path).html.read_text()
+    shared = "shared with another rank, NUMA node 0"
+    assert f"local rank 0 of 2: pinned to CPU 0-13 (14 cores, {shared}; GPU on node 0)" in html
+    assert f"local rank 1 of 2: pinned to CPU 0-6,112-118 (7 cores, {shared}; GPU on another, node 1)" in html
+    assert "local rank 0 of 1: pinned to CPU 4,6;" in html
+    assert "had ranks share the hardware threads of a core" in html
+    assert "had ranks on CPUs of another NUMA node than their GPU" in html

@@ -8,12 +8,15 @@ from pathlib import Path
 import psutil
 import pytest
 
+from scalestudy.cluster.processors import Processor
 from scalestudy.launch.launcher import Exit
 from scalestudy.launch.local import LocalLauncher, environment, local_ranks
+from scalestudy.trainers.pinning import rank_cpus
 from scalestudy.trainers.trial import Trial
-from scalestudy.trainers.worker import device_cpus
 
 Launch = Callable[..., Exit]
+# Two NUMA nodes of four cores with two hardware threads, numbered as Linux does: 8 is the sibling of 0.
+HOST = [Processor(core // 4, core // 4, core, core, core + 8 * thread) for core in range(8) for thread in range(2)]
 
 
 @pytest.fixture
@@ -97,11 +100,25 @@ def test_a_process_of_all_devices_has_the_threads_of_all(make_trial: Callable[..
     trial = make_trial(trainer="tf-mirrored", world_size=2, threads_per_device=3)
     [rank] = local_ranks(1)
     assert environment({}, trial, rank, ["127.0.0.1:1"])["OMP_NUM_THREADS"] == "6"
-    assert device_cpus(list(range(8)), trial, rank) == [0, 1, 2, 3, 4, 5]
+    assert rank_cpus(trial, rank, HOST) == (0, 1, 2, 4, 5, 6)
 
 
-def test_ranks_are_pinned_apart_and_to_as_many_cpus_at_every_world_size(make_trial: Callable[..., Trial]) -> None:
-    two = make_trial(world_size=2, threads_per_device=2)
-    assert [device_cpus([4, 5, 6, 7], two, rank) for rank in local_ranks(2)] == [[4, 5], [6, 7]]
-    one = make_trial(world_size=1, threads_per_device=2)
-    assert [device_cpus([4, 5, 6, 7], one, rank) for rank in local_ranks(1)] == [[4, 5]]
+def test_ranks_are_pinned_apart_and_to_the_same_cpus_at_every_world_size(make_trial: Callable[..., Trial]) -> None:
+    def found(world_size: int, **changes: object) -> list[tuple[int, ...]]:
+        trial = make_trial(world_size=world_size, devices_per_node=4, **changes)
+        return [rank_cpus(trial, rank, HOST) for rank in local_ranks(world_size)]
+
+    # Cores of their own; or, where the study's threads are too many for that, both threads of half as many.
+    for changes, all_four in (
+        ({"threads_per_device": 2}, [(0, 1), (2, 3), (4, 5), (6, 7)]),
+        (
+            {"threads_per_device": 4, "hyper_threads": True},
+            [(0, 1, 8, 9), (2, 3, 10, 11), (4, 5, 12, 13), (6, 7, 14, 15)],
+        ),
+    ):
+        assert [found(size, **changes) for size in (1, 2, 4)] == [all_four[:1], all_four[:2], all_four]
+
+
+def test_a_rank_is_pinned_beside_its_gpu(make_trial: Callable[..., Trial]) -> None:
+    trial = make_trial(world_size=2, devices_per_node=2, threads_per_device=2, device="gpu")
+    assert [rank_cpus(trial, rank, HOST, (1, 0)) for rank in local_ranks(2)] == [(4, 5), (0, 1)]

@@ -28,18 +28,17 @@ MakeTrial = Callable[..., Trial]
         (
             {"world_size": 4, "devices_per_node": 2},
             4,
-            "--nodes=2 --nodelist=a,b --ntasks=4 --distribution=plane=2 --cpus-per-task=1 --cpu-bind=cores --gres=none",
+            "--nodes=2 --nodelist=a,b --ntasks=4 --distribution=plane=2 --cpu-bind=none --gres=none",
         ),
         (
             {"world_size": 3, "devices_per_node": 2, "device": "gpu", "threads_per_device": 6},
             3,
-            "--nodes=2 --nodelist=a,b --ntasks=3 --distribution=plane=2 --cpus-per-task=6 --cpu-bind=cores "
-            "--gres=gpu:2",
+            "--nodes=2 --nodelist=a,b --ntasks=3 --distribution=plane=2 --cpu-bind=none --gres=gpu:2",
         ),
         (
             {"world_size": 1, "devices_per_node": 8, "device": "gpu"},
             1,
-            "--nodes=1 --nodelist=a --ntasks=1 --distribution=plane=1 --cpus-per-task=1 --cpu-bind=cores --gres=gpu:1",
+            "--nodes=1 --nodelist=a --ntasks=1 --distribution=plane=1 --cpu-bind=none --gres=gpu:1",
         ),
         (
             # One task drives all devices of its node.
@@ -51,7 +50,7 @@ MakeTrial = Callable[..., Trial]
                 "threads_per_device": 6,
             },
             1,
-            "--nodes=1 --nodelist=a --ntasks=1 --distribution=plane=1 --cpus-per-task=24 --cpu-bind=cores --gres=gpu:4",
+            "--nodes=1 --nodelist=a --ntasks=1 --distribution=plane=1 --cpu-bind=none --gres=gpu:4",
         ),
     ],
 )
@@ -59,10 +58,17 @@ def test_a_step_asks_for_its_own_nodes_tasks_and_devices(
     make_trial: MakeTrial, changes: dict[str, object], count: int, expected: str
 ) -> None:
     trial = make_trial(**changes)
-    assert shlex.join(step_options("12", ["a", "b"][: trial.nodes], count, trial, Path("/out/50%"))) == (
+    names = ["a", "b"][: trial.nodes]
+    assert shlex.join(step_options("12", names, count, trial, Path("/out/50%"), alone=True)) == (
         f"srun --jobid=12 --job-name={trial.id} {expected} --mem=0 --mpi=none --kill-on-bad-exit=1 "
         "--time=4 --output=/out/50%%/rank-%t.log"
     )
+
+
+def test_on_nodes_that_other_jobs_use_slurm_says_which_cpus_are_the_ranks(make_trial: MakeTrial) -> None:
+    trial = make_trial(trainer="tf-mirrored", world_size=2, devices_per_node=2, threads_per_device=3)
+    options = step_options("12", ["a"], 1, trial, Path("/out"), alone=False)
+    assert "--cpus-per-task=6 --cpu-bind=cores" in shlex.join(options)
 
 
 def test_every_rank_has_an_address_of_its_node_and_no_port_stands_twice() -> None:
@@ -106,8 +112,13 @@ def test_gpus_are_counted_in_slurms_list_of_resources(gres: str, count: int) -> 
     + [(state, False) for state in ("down", "down*", "idle*", "drained", "fail", "failing")],
 )
 def test_a_node_is_up_unless_slurm_says_otherwise(state: str, up: bool) -> None:
-    assert parsed_node(f"node1|127.0.0.11|{state}|4|gpu:2") == Node("node1", "127.0.0.11", state, 4, 2)
-    assert parsed_node(f"node1|127.0.0.11|{state}|4|gpu:2").up == up
+    node = parsed_node(f"node1|127.0.0.11|{state}|8|gpu:2|2|2")
+    assert node == Node("node1", "127.0.0.11", state, cpus=8, gpus=2, cores=4)
+    assert node.up == up
+
+
+def test_a_cluster_that_hands_out_cores_has_no_more_of_them_than_cpus() -> None:
+    assert parsed_node("node1|127.0.0.11|idle|4|(null)|1|8").cores == 4
 
 
 def test_outside_an_allocation_the_launcher_says_how_to_get_one() -> None:

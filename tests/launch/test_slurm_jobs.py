@@ -86,7 +86,16 @@ def test_the_report_waits_for_all_jobs_however_they_end() -> None:
     assert script.endswith(f"exec {sys.executable} -m scalestudy.launch report '/out/a b'\n")
 
 
-def test_a_settled_study_has_the_same_trials_whatever_machine_reads_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "topology",
+    [
+        Topology(nodes=4, cpus_per_node=64, gpus_per_node=8),
+        # Sixteen ranks on eight cores: each takes a hardware thread.
+        Topology(nodes=1, cpus_per_node=16, cores_per_node=8, gpus_per_node=16),
+    ],
+    ids=["cores", "hyper-threads"],
+)
+def test_a_settled_study_has_the_same_trials_whatever_machine_reads_it(tmp_path: Path, topology: Topology) -> None:
     for name in ("cats", "dogs"):
         (tmp_path / "data" / name).mkdir(parents=True)
         (tmp_path / "data" / name / "1.png").touch()
@@ -103,7 +112,7 @@ def test_a_settled_study_has_the_same_trials_whatever_machine_reads_it(tmp_path:
     }
     path.write_text(yaml.safe_dump(fields))
     read = load_study(path)
-    layout = resolve(read, path, Topology(nodes=4, cpus_per_node=64, gpus_per_node=8))
+    layout = resolve(read, path, topology)
     copy = tmp_path / "elsewhere" / "study.yaml"
     copy.parent.mkdir()
     copy.write_text(settled(read, path, layout))

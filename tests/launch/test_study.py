@@ -1,3 +1,4 @@
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from scalestudy.trainers.trainer import TRAINERS, series_name
 from scalestudy.trainers.trial import Trial
 
 TWO_CPUS = Topology(nodes=1, cpus_per_node=2)
+# Four cores of two hardware threads.
+HYPER = Topology(nodes=1, cpus_per_node=8, cores_per_node=4)
 STUDY: dict[str, Any] = {
     "schema": 1,
     "name": "t",
@@ -25,6 +28,7 @@ STUDY: dict[str, Any] = {
     "device": "cpu",
 }
 Write = Callable[..., Path]
+MakeTrial = Callable[..., Trial]
 
 
 @pytest.fixture
@@ -58,6 +62,43 @@ def test_weak_scaling_holds_the_per_device_batch_and_strong_the_global_one(write
 def test_threads_are_shared_out_so_that_every_world_size_has_the_same(write: Write) -> None:
     four = Topology(nodes=1, cpus_per_node=4)
     assert {trial.threads_per_device for trial in trials(write(), four)} == {2}
+
+
+@pytest.mark.parametrize(
+    ("changes", "devices", "threads", "hyper_threads"),
+    [
+        # A device is a core, and a thread has one to itself.
+        ({}, 4, 2, False),
+        ({"world_sizes": [1, 4]}, 4, 1, False),
+        ({"devices_per_node": 2}, 2, 2, False),
+        # Only what the study asks for takes both threads of a core.
+        ({"devices_per_node": 8, "world_sizes": [1, 8]}, 8, 1, True),
+        ({"threads_per_device": 4}, 4, 4, True),
+        ({"threads_per_device": 2}, 4, 2, False),
+        ({"hyper_threads": True}, 4, 4, True),
+        ({"hyper_threads": True, "threads_per_device": 2}, 4, 2, True),
+    ],
+)
+def test_a_study_on_cpu_counts_cores(
+    write: Write, changes: dict[str, Any], devices: int, threads: int, hyper_threads: bool
+) -> None:
+    found = {(t.devices_per_node, t.threads_per_device, t.hyper_threads) for t in trials(write(**changes), HYPER)}
+    assert found == {(devices, threads, hyper_threads)}
+
+
+def test_a_gpu_has_the_cores_of_its_share_of_the_node_however_few_gpus_a_study_uses(write: Write) -> None:
+    node = Topology(nodes=1, cpus_per_node=224, cores_per_node=112, gpus_per_node=8)
+    for sizes in ([1, 2], [1, 8]):
+        found = trials(write(device="gpu", world_sizes=sizes), node)
+        assert {(t.threads_per_device, t.hyper_threads) for t in found} == {(14, False)}
+    [threads] = {t.threads_per_device for t in trials(write(device="gpu", hyper_threads=True), node)}
+    assert threads == 28
+
+
+def test_a_trial_on_whole_cores_is_named_as_before_there_were_others(make_trial: MakeTrial) -> None:
+    before = make_trial().model_dump_json(by_alias=True, exclude={"sweep", "hyper_threads"})
+    assert make_trial().id == hashlib.sha256(before.encode()).hexdigest()[:12]
+    assert make_trial(hyper_threads=True).id != make_trial().id
 
 
 def test_devices_of_a_node_that_are_used_decide_how_many_nodes_a_trial_takes(write: Write) -> None:
@@ -271,6 +312,38 @@ def test_what_the_machine_or_the_data_refuse_is_one_line_too(
     with pytest.raises(InputError) as caught:
         trials(path)
     assert str(caught.value).startswith(f"{path}: {message.format(folder=path.parent)}")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"world_sizes": [8]},
+            "world_sizes: 8 is above the capacity of launcher 'local': 1 node with 4 cpu devices; use at most 4, or "
+            "devices_per_node: 8 to put a rank on every hardware thread",
+        ),
+        (
+            {"devices_per_node": 16, "world_sizes": [16]},
+            "devices_per_node: 16, but a node has 4 cpu devices (8 hardware threads); use at most 8",
+        ),
+        (
+            {"threads_per_device": 5},
+            "threads_per_device: 5 threads × 2 devices need 10 CPUs, there are 8 on 4 cores; use at most 4",
+        ),
+        (
+            {"threads_per_device": 4, "hyper_threads": False},
+            "hyper_threads: false, but 4 threads × 2 devices need 8 cores, there are 4 (8 hardware threads); use true, "
+            "or at most 2 threads_per_device",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_told_in_cores_and_in_hardware_threads(
+    write: Write, changes: dict[str, Any], message: str
+) -> None:
+    path = write(**changes)
+    with pytest.raises(InputError) as caught:
+        trials(path, HYPER)
+    assert str(caught.value) == f"{path}: {message}"
 
 
 @pytest.mark.parametrize(

@@ -114,7 +114,7 @@ def test_a_program_that_is_not_there_fails_the_trial_with_its_log(launch: Launch
 
 def test_more_than_a_node_has_is_slurms_own_message(launch: Launch) -> None:
     with pytest.raises(OSError, match="More processors requested than permitted|configuration is not available"):
-        launch("true", world_size=2, threads_per_device=3)
+        launch("true", world_size=5, devices_per_node=5)
 
 
 def test_ranks_run_in_the_container_that_the_study_names(

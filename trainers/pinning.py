@@ -1,0 +1,64 @@
+"""Which CPUs a rank computes on: its own share of its node, near its GPUs."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from scalestudy.cluster.host import pin, usable_cpus
+from scalestudy.cluster.processors import Processor, gpu_node, own_cpus, processors
+from scalestudy.cluster.rank import Rank
+from scalestudy.trainers.record import Placement
+from scalestudy.trainers.trial import Trial
+
+# CPUs that a launcher chose for a rank.
+GIVEN = "SCALESTUDY_CPUS"
+_SYSTEM = Path("/sys")
+
+
+def take_place(trial: Trial, rank: Rank, environ: Mapping[str, str]) -> Placement:
+    """Pin this process, and all threads that it will start, to the rank's CPUs; return where that is."""
+    gpus = gpu_nodes(trial, environ.get("CUDA_VISIBLE_DEVICES"))
+    given = environ.get(GIVEN)
+    usable = processors(usable_cpus())
+    pin([int(cpu) for cpu in given.split(",")] if given else list(rank_cpus(trial, rank, usable, gpus)))
+    own = processors(usable_cpus())
+    return Placement(
+        cpus=tuple(sorted(processor.cpu for processor in own)),
+        cores=tuple(processor.core for processor in sorted(own, key=lambda processor: processor.cpu)),
+        numa_nodes=tuple(sorted({processor.node for processor in own})),
+        gpu_numa_nodes=tuple(gpus[device] for device in _devices(trial, rank) if device < len(gpus)),
+    )
+
+
+def rank_cpus(
+    trial: Trial,
+    rank: Rank,
+    usable: Sequence[Processor],
+    gpus: Sequence[int | None] = (),
+    *,
+    hyper_threads: bool | None = None,
+) -> tuple[int, ...]:
+    """Return the CPUs of a rank among those that may be used on its node; `gpus` are the NUMA nodes of its GPUs."""
+    return own_cpus(
+        usable,
+        devices=_devices(trial, rank),
+        local_devices=rank.local_world_size * len(_devices(trial, rank)),
+        devices_per_node=trial.devices_per_node,
+        threads=trial.threads_per_device,
+        hyper_threads=trial.hyper_threads if hyper_threads is None else hyper_threads,
+        near=gpus,
+    )
+
+
+def gpu_nodes(trial: Trial, visible: str | None, system: Path = _SYSTEM) -> tuple[int | None, ...]:
+    """Return the NUMA node of each GPU that CUDA shows, None where it is not known; nothing for a trial on CPU."""
+    if trial.device == "cpu":
+        return ()
+    from scalestudy.cluster.nvml import visible_pci_addresses
+
+    return tuple(gpu_node(address, system) for address in visible_pci_addresses(visible))
+
+
+def _devices(trial: Trial, rank: Rank) -> range:
+    """Return which of its node's devices a rank drives."""
+    count = trial.world_size // rank.world_size
+    return range(rank.local_rank * count, (rank.local_rank + 1) * count)
