@@ -6,12 +6,13 @@ import platform
 import resource
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 import psutil
 
+from scalestudy.cluster.cuda_devices import offer
 from scalestudy.cluster.frozen import Frozen
 
 
@@ -29,11 +30,16 @@ class Host(Frozen):
 
 
 class Topology(Frozen):
-    """What is on offer: `nodes`, each with so many CPUs and GPUs."""
+    """What is on offer: `nodes`, each with so many CPUs and GPUs.
+
+    Where a node has GPUs and none can be used, `gpu_fault` says why; `gpu_limit` says why there are no more.
+    """
 
     nodes: int
     cpus_per_node: int
     gpus_per_node: int = 0
+    gpu_fault: str | None = None
+    gpu_limit: str | None = None
 
     @classmethod
     def of(cls, nodes: Sequence[tuple[int, int]], device: str, least: int) -> "Topology":
@@ -53,6 +59,10 @@ class Topology(Frozen):
     def devices_per_node(self, device: str) -> int:
         """Return how many devices a node has; on CPU a device is one CPU."""
         return self.gpus_per_node if device == "gpu" else self.cpus_per_node
+
+    def why_no_more(self, device: str) -> str:
+        """Return in brackets why a node has no more devices, if there is more to it than how many it has."""
+        return f" ({self.gpu_limit})" if device == "gpu" and self.gpu_limit else ""
 
 
 def this_host() -> Host:
@@ -77,23 +87,25 @@ def usable_cpus() -> list[int]:
 
 
 def nvidia_gpus() -> tuple[tuple[str, ...], str | None]:
-    """Return the NVIDIA GPUs' names and the driver's version; nothing where there is no driver."""
-    import pynvml
+    """Return the models of the NVIDIA GPUs that answer, and the driver's version; nothing where there are none."""
+    from scalestudy.cluster.nvml import inventory
 
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
-        return (), None
-    try:
-        handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
-        return tuple(pynvml.nvmlDeviceGetName(handle) for handle in handles), pynvml.nvmlSystemGetDriverVersion()
-    finally:
-        pynvml.nvmlShutdown()
+    found = inventory()
+    return tuple(gpu.model for gpu in found.whole), found.driver
 
 
-def local_topology() -> Topology:
-    """Return what this host offers."""
-    return Topology(nodes=1, cpus_per_node=len(usable_cpus()), gpus_per_node=len(nvidia_gpus()[0]))
+def local_topology(environ: Mapping[str, str] = os.environ) -> Topology:
+    """Return what this host offers to ranks that inherit `environ`: GPUs as CUDA will show them."""
+    from scalestudy.cluster.nvml import inventory
+
+    gpus = offer(environ.get("CUDA_VISIBLE_DEVICES"), inventory())
+    return Topology(
+        nodes=1,
+        cpus_per_node=len(usable_cpus()),
+        gpus_per_node=gpus.count,
+        gpu_fault=gpus.fault,
+        gpu_limit=gpus.limit,
+    )
 
 
 def pin(cpus: list[int]) -> None:

@@ -305,16 +305,22 @@ def load_study(path: Path) -> Study:
 
 def resolve(study: Study, path: Path, topology: Topology) -> Layout:
     """Settle what a study leaves to the machine; raises InputError where a node of `topology` cannot hold it."""
-    if study.device == "gpu" and not topology.gpus_per_node:
-        raise InputError(f"{path}: device: 'gpu', but no NVIDIA GPU is found here; use 'cpu' or 'auto'")
+    if study.device != "cpu" and not topology.gpus_per_node:
+        if topology.gpu_fault:
+            raise InputError(f"{path}: device: {study.device!r}: {topology.gpu_fault}; or use 'cpu'")
+        if study.device == "gpu":
+            raise InputError(
+                f"{path}: device: 'gpu', but no NVIDIA GPU is found here{topology.why_no_more('gpu')}; "
+                "use 'cpu' or 'auto'"
+            )
     device: Device = "gpu" if topology.gpus_per_node and study.device != "cpu" else "cpu"
     offered, cpus = topology.devices_per_node(device), topology.cpus_per_node
     per_node = study.devices_per_node or (offered,)
     fullest = min(max(study.world_sizes), max(per_node)) or 1
     if fullest > offered:
         raise InputError(
-            f"{path}: devices_per_node: {max(per_node)}, but a node has {offered} {device} devices; "
-            f"use at most {offered}"
+            f"{path}: devices_per_node: {max(per_node)}, but a node has {offered} {device} devices"
+            f"{topology.why_no_more(device)}; use at most {offered}"
         )
     threads = study.threads_per_device or max(1, cpus // fullest)
     if threads * fullest > cpus:
