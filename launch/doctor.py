@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
 
-from scalestudy.cluster.cuda_devices import Inventory, offer, visible_gpus
+from scalestudy.cluster.cuda_devices import offer, visible_gpus
 from scalestudy.cluster.host import this_host, usable_cpus
 from scalestudy.cluster.host_counters import HostCounters
 from scalestudy.cluster.nvml import inventory
@@ -56,7 +56,7 @@ def findings(programs: Mapping[str, Program]) -> list[Finding]:
             detail=f"{len(usable_cpus())} usable CPUs, {host.cpu_model}",
         ),
         Finding(group="machine", subject="memory", ready=True, detail=f"{host.memory_bytes / 2**30:.0f} GiB"),
-        *_gpus(listed, gpus),
+        *gpu_findings(listed),
         _cpu_energy(),
     ]
     with ThreadPoolExecutor(len(usable_cpus())) as pool:
@@ -66,8 +66,9 @@ def findings(programs: Mapping[str, Program]) -> list[Finding]:
     return found
 
 
-def _gpus(listed: str | None, found: Inventory) -> list[Finding]:
+def gpu_findings(listed: str | None) -> list[Finding]:
     """Say which GPUs there are and how many of them a trial can have, and of each that fails how to mend it."""
+    found = inventory()
     offered = offer(listed, found)
     models = Counter(gpu.model for gpu in found.whole)
     what = ", ".join(f"{count} × {model}" for model, count in models.items())
