@@ -48,7 +48,7 @@ class Offer(NamedTuple):
     there are no more.
     """
 
-    count: int = 0
+    gpus: int = 0
     fault: str | None = None
     limit: str | None = None
 
@@ -76,7 +76,7 @@ def offer(listed: str | None, found: Inventory) -> Offer:
         why += [found.failing[0].advice] if found.failing and not found.gpus else []
         there = len(found.whole) + len(found.failing)
         return Offer(fault=f"none of this host's {there} GPUs can be used: {'; '.join(why)}")
-    return Offer(count=count, limit="; ".join(why) or None)
+    return Offer(gpus=count, limit="; ".join(why) or None)
 
 
 def visible_gpus(listed: str | None, gpus: Sequence[Gpu], driver: str | None = None) -> tuple[str, ...]:

@@ -98,13 +98,13 @@ def local_topology(environ: Mapping[str, str] = os.environ) -> Topology:
     """Return what this host offers to ranks that inherit `environ`: GPUs as CUDA will show them."""
     from scalestudy.cluster.nvml import inventory
 
-    gpus = offer(environ.get("CUDA_VISIBLE_DEVICES"), inventory())
+    offered = offer(environ.get("CUDA_VISIBLE_DEVICES"), inventory())
     return Topology(
         nodes=1,
         cpus_per_node=len(usable_cpus()),
-        gpus_per_node=gpus.count,
-        gpu_fault=gpus.fault,
-        gpu_limit=gpus.limit,
+        gpus_per_node=offered.gpus,
+        gpu_fault=offered.fault,
+        gpu_limit=offered.limit,
     )
 
 

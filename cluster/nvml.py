@@ -130,7 +130,7 @@ class Gpus:
         whole = [device for device in self._devices if not device.mig]
         ends = [(device, *found) for device in whole if (found := self._try(device, device.nvlink_ends)) is not None]
         for (one, from_one, _), (other, from_other, bus) in itertools.combinations(ends, 2):
-            direct = from_one.count(bus)
+            direct = from_one.count(bus) if bus else 0
             # Through NVSwitch every GPU reaches every other with all of its links.
             switched = min(from_one.count(_SWITCH), from_other.count(_SWITCH))
             yield Link(a=one.name, b=other.name, path=one.path_to(other), nvlinks=direct or switched)

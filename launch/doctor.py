@@ -73,13 +73,13 @@ def gpu_findings(listed: str | None) -> list[Finding]:
     models = Counter(gpu.model for gpu in found.whole)
     what = ", ".join(f"{count} × {model}" for model, count in models.items())
     if what:
-        what += f", driver {found.driver or 'of unknown version'}; trials can use {offered.count}"
+        what += f", driver {found.driver or 'of unknown version'}; trials can use {offered.gpus}"
     there = found.whole or found.failing or found.fault
     why = found.fault or offered.fault or offered.limit
     first = Finding(
         group="machine",
         subject="GPU",
-        ready=bool(offered.count),
+        ready=bool(offered.gpus),
         detail="; ".join(filter(None, [what, why])) if there else "none with an NVIDIA driver",
         advice="" if there else "trials run on CPU; for GPUs install NVIDIA's driver",
     )

@@ -76,7 +76,7 @@ def found_on(nvml: Path | None, **variables: str) -> dict[str, Any]:
     environ = own | ({"LD_LIBRARY_PATH": str(nvml)} if nvml else {}) | variables
     told = subprocess.run([sys.executable, "-c", code], env=environ, check=True, capture_output=True, text=True).stdout
     topology, models, driver = json.loads(told)
-    return topology | {"models": models, "driver": driver}
+    return {**topology, "models": models, "driver": driver}
 
 
 @pytest.mark.parametrize(

@@ -150,10 +150,9 @@ def test_what_a_chip_counts_inside_has_a_cadence_of_its_own(sampled: Sampled) ->
     healthy = sampled.of("gpu0")
     for column, share in {"sm_active": 0.2, "sm_occupancy": 0.3, "tensor_active": 0.5, "dram_active": 1.0}.items():
         known = healthy[healthy[column].notna()]
-        assert 2 <= len(known) <= 10
+        # Every quarter of a second at most.
+        assert 2 <= len(known) <= _LONG_ENOUGH_S / 0.25
         assert known[column].to_numpy() == pytest.approx(share)
-        # Taken a little after the row's stamp, each by another little.
-        assert np.diff(known.time_s).min() > 0.2
         assert f"gpu0 {column}" not in sampled.telemetry.missing
         assert sampled.telemetry.missing[f"gpu1 {column}"] == "Not Supported"
 
@@ -372,7 +371,7 @@ def test_as_many_gpus_are_on_offer_as_ranks_can_use(
     listed: str | None, found: Inventory, count: int, fault: str | None, limit: str | None
 ) -> None:
     offered = offer(listed, found)
-    assert offered.count == count
+    assert offered.gpus == count
     for told, words in ((offered.fault, fault), (offered.limit, limit)):
         assert (words is None) == (told is None)
         assert (words or "") in (told or "")
