@@ -14,9 +14,9 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.integrate import cumulative_trapezoid
 
-from scalestudy.cluster.nvml import POWER_CAP, THROTTLE_REASONS
 from scalestudy.cluster.sample_file import read_samples
 from scalestudy.cluster.telemetry import Telemetry
+from scalestudy.cluster.throttling import POWER_CAP, THROTTLE_REASONS
 from scalestudy.trainers.record import RankReport, Record
 
 Values = NDArray[np.float64]

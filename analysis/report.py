@@ -18,6 +18,9 @@ from scalestudy.trainers.files import read_record
 from scalestudy.trainers.record import Costs, Record
 from scalestudy.trainers.trainer import series_name
 
+# By `Gpu.power`.
+_POWER = {"instant": "of the moment", "usual": "as the driver tells it, on most GPUs the mean of the last second"}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Written:
@@ -130,6 +133,9 @@ class Facts:
         for report in record.reports:
             if telemetry := report.telemetry:
                 self._note("telemetry", f"{telemetry.rate_hz:g} samples a second")
+                for gpu in telemetry.gpus:
+                    if gpu.power:
+                        self._note("power of the GPUs", _POWER[gpu.power])
                 for link in telemetry.links:
                     nvlinks = f"{link.nvlinks} NVLinks, " if link.nvlinks else ""
                     self._note("GPU links", f"{link.a}–{link.b}: {nvlinks}{link.path or 'path unknown'}")

@@ -6,13 +6,14 @@ import platform
 import resource
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 import psutil
 
+from scalestudy.cluster.cuda_devices import offer
 from scalestudy.cluster.frozen import Frozen
 from scalestudy.cluster.processors import cores_of, processors
 
@@ -39,13 +40,18 @@ class NodeOffer(NamedTuple):
 
 
 class Topology(Frozen):
-    """What is on offer: `nodes`, each with so many logical CPUs, physical cores and GPUs."""
+    """What is on offer: `nodes`, each with so many logical CPUs, physical cores and GPUs.
+
+    Where a node has GPUs and none can be used, `gpu_fault` says why; `gpu_limit` says why there are no more.
+    """
 
     nodes: int
     cpus_per_node: int
     # None where only CPUs are counted: each may then be a core or one of its hardware threads.
     cores_per_node: int | None = None
     gpus_per_node: int = 0
+    gpu_fault: str | None = None
+    gpu_limit: str | None = None
 
     @classmethod
     def of(cls, nodes: Sequence[NodeOffer], device: str, least: int) -> "Topology":
@@ -70,6 +76,10 @@ class Topology(Frozen):
             return self.gpus_per_node
         return self.cpus_per_node if self.cores_per_node is None else self.cores_per_node
 
+    def why_no_more(self, device: str) -> str:
+        """Return in brackets why a node has no more devices, if there is more to it than how many it has."""
+        return f" ({self.gpu_limit})" if device == "gpu" and self.gpu_limit else ""
+
 
 def this_host() -> Host:
     """Describe the host this process runs on."""
@@ -93,28 +103,26 @@ def usable_cpus() -> list[int]:
 
 
 def nvidia_gpus() -> tuple[tuple[str, ...], str | None]:
-    """Return the NVIDIA GPUs' names and the driver's version; nothing where there is no driver."""
-    import pynvml
+    """Return the models of the NVIDIA GPUs that answer, and the driver's version; nothing where there are none."""
+    from scalestudy.cluster.nvml import inventory
 
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
-        return (), None
-    try:
-        handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
-        return tuple(pynvml.nvmlDeviceGetName(handle) for handle in handles), pynvml.nvmlSystemGetDriverVersion()
-    finally:
-        pynvml.nvmlShutdown()
+    found = inventory()
+    return tuple(gpu.model for gpu in found.whole), found.driver
 
 
-def local_topology() -> Topology:
-    """Return what this host offers."""
+def local_topology(environ: Mapping[str, str] = os.environ) -> Topology:
+    """Return what this host offers to ranks that inherit `environ`: GPUs as CUDA will show them."""
+    from scalestudy.cluster.nvml import inventory
+
     cpus = usable_cpus()
+    offered = offer(environ.get("CUDA_VISIBLE_DEVICES"), inventory())
     return Topology(
         nodes=1,
         cpus_per_node=len(cpus),
         cores_per_node=len(cores_of(processors(cpus))),
-        gpus_per_node=len(nvidia_gpus()[0]),
+        gpus_per_node=offered.gpus,
+        gpu_fault=offered.fault,
+        gpu_limit=offered.limit,
     )
 
 

@@ -1,8 +1,15 @@
 """NVIDIA devices as NVML tells of them: what they are, how they are connected, and samples of what they do.
 
 What a driver does not answer is null, and `missing` says why, once. Units and meanings are those of NVIDIA's NVML API
-reference; `busy` is the share of time in which any kernel ran, which one small kernel makes 1. The share of the chip
-that was at work is `sm_active`, which GPUs from Hopper on measure (GPM).
+reference, and so are the times that a sample stands for:
+
+* `busy` and `memory_busy`: the share of the driver's last period, 1/6 to 1 s long, in which any kernel ran, which one
+  small kernel makes 1, and in which memory was read or written.
+* `sm_active` and what else is counted inside the chip (GPM, from Hopper on): the mean since the last such value,
+  0.25 s or more before. A sample that has none in between is null.
+* `power_w`: watts of the moment (NVML_FI_DEV_POWER_INSTANT) where the device tells them. Elsewhere it is what
+  nvmlDeviceGetPowerUsage gives, from Ampere on (but GA100) the mean of the last second. `Gpu.power` says which.
+* `energy_j`: the device's own counter, in joules; it needs no power.
 """
 
 import ctypes
@@ -12,50 +19,70 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal, TypeVar
 
-import pynvml as nvml
-
+from scalestudy.cluster.cuda_devices import Failing, Inventory, visible_gpus
+from scalestudy.cluster.nvml_library import (
+    NvmlError,
+    call,
+    driver_fault,
+    make,
+    not_supported,
+    number,
+    of_code,
+    text,
+)
 from scalestudy.cluster.telemetry import Gpu, Link
 
 # ECC counters and process lists change slowly and take long to ask for.
 _SLOW_S = 1.0
-# Errors after which the same question is not asked again: the driver or the device does not have the answer.
-_FINAL = {
-    nvml.NVML_ERROR_NOT_SUPPORTED,
-    nvml.NVML_ERROR_FUNCTION_NOT_FOUND,
-    nvml.NVML_ERROR_NO_PERMISSION,
-    nvml.NVML_ERROR_INVALID_ARGUMENT,
-    nvml.NVML_ERROR_ARGUMENT_VERSION_MISMATCH,
-}
+# Two samples of GPM that are less than 100 ms apart make no valid value.
+_GPM_S = 0.25
 _SWITCH = "switch"
+_MAX_NVLINKS = 18
+# Power of the GPU with its memory, not of the module that also holds a processor.
+_GPU_SCOPE = 0
 # A field of NVLink summed over all links.
 _ALL_LINKS = 2**32 - 1
 _MIG_ENABLED = 1
-
-# nvml.h's nvmlClocksEventReasons: what keeps a clock below what was asked for; idleness and set clocks do not count.
-POWER_CAP = nvml.nvmlClocksThrottleReasonSwPowerCap
-THROTTLE_REASONS = {
-    nvml.nvmlClocksThrottleReasonHwSlowdown: "hardware slowdown",
-    nvml.nvmlClocksThrottleReasonSwThermalSlowdown: "heat (driver)",
-    nvml.nvmlClocksThrottleReasonHwThermalSlowdown: "heat (hardware)",
-    nvml.nvmlClocksThrottleReasonHwPowerBrakeSlowdown: "power brake",
-}
+# By nvml.h's nvmlGpuTopologyLevel.
 _PATHS = {
-    nvml.NVML_TOPOLOGY_INTERNAL: "same board",
-    nvml.NVML_TOPOLOGY_SINGLE: "one PCIe switch",
-    nvml.NVML_TOPOLOGY_MULTIPLE: "several PCIe switches",
-    nvml.NVML_TOPOLOGY_HOSTBRIDGE: "PCIe host bridge",
-    nvml.NVML_TOPOLOGY_NODE: "one NUMA node",
-    nvml.NVML_TOPOLOGY_SYSTEM: "between NUMA nodes",
+    0: "same board",
+    10: "one PCIe switch",
+    20: "several PCIe switches",
+    30: "PCIe host bridge",
+    40: "one NUMA node",
+    50: "between NUMA nodes",
 }
+# The part of the union that holds a field's value, by nvml.h's nvmlValueType.
+_VALUE_TYPES = ("dVal", "uiVal", "ulVal", "ullVal", "sllVal", "siVal", "usVal")
 # Column and GPM metric; NVML tells them in percent.
 _GPM = {
-    "sm_active": nvml.NVML_GPM_METRIC_SM_UTIL,
-    "sm_occupancy": nvml.NVML_GPM_METRIC_SM_OCCUPANCY,
-    "tensor_active": nvml.NVML_GPM_METRIC_ANY_TENSOR_UTIL,
-    "dram_active": nvml.NVML_GPM_METRIC_DRAM_BW_UTIL,
+    "sm_active": "NVML_GPM_METRIC_SM_UTIL",
+    "sm_occupancy": "NVML_GPM_METRIC_SM_OCCUPANCY",
+    "tensor_active": "NVML_GPM_METRIC_ANY_TENSOR_UTIL",
+    "dram_active": "NVML_GPM_METRIC_DRAM_BW_UTIL",
 }
+
+Answer = TypeVar("Answer")
+
+
+def inventory() -> Inventory:
+    """Return this host's GPUs, one that does not work with the reason, or what is wrong with their driver."""
+    try:
+        call("nvmlInit")
+    except NvmlError as error:
+        return Inventory(fault=driver_fault(error))
+    missing: dict[str, str] = {}
+    failing: list[Failing] = []
+    try:
+        gpus = tuple(gpu for _, gpu in _found(missing, failing))
+        return Inventory(gpus=gpus, driver=_driver(), failing=tuple(failing))
+    except NvmlError as error:
+        return Inventory(fault=driver_fault(error))
+    finally:
+        with suppress(NvmlError):
+            call("nvmlShutdown")
 
 
 class Gpus:
@@ -63,80 +90,82 @@ class Gpus:
 
     def __init__(self) -> None:
         self.missing: dict[str, str] = {}
-        self.gpus: tuple[Gpu, ...] = ()
-        self.links: tuple[Link, ...] = ()
-        self._devices: list[_Device] = []
+        self.driver: str | None = None
         self._events: Any = None
+        found: list[tuple[_Device, Gpu]] = []
+        failing: list[Failing] = []
         try:
-            nvml.nvmlInit()
-        except nvml.NVMLError as error:
+            call("nvmlInit")
+            self.driver = _driver()
+            found += _found(self.missing, failing)
+        except NvmlError as error:
             self.missing["gpu"] = str(error)
-            return
-        uncounted: list[_Device] = []
-        for index in range(nvml.nvmlDeviceGetCount()):
-            # One that is lost, or another job's, costs itself alone.
-            try:
-                handle = nvml.nvmlDeviceGetHandleByIndex(index)
-                found = [_Device(f"gpu{index}", handle, self.missing)]
-                found += _mig_devices(f"gpu{index}", handle, self.missing)
-                self.gpus += tuple(device.described() for device in found)
-                uncounted += [device for device in found if device.lacks_pcie_counters()]
-            except nvml.NVMLError as error:
-                self.missing[f"gpu{index}"] = str(error)
-                continue
-            self._devices += found
-        with suppress(nvml.NVMLError_GpuIsLost):
-            self.links = tuple(self._links())
-            self._watch_xid_events()
-        self._pcie = _PcieRates(uncounted)
+        self.missing |= {name: said for name, said, _ in failing}
+        self.gpus = tuple(gpu for _, gpu in found)
+        self._devices = [device for device, _ in found]
+        self.links = tuple(self._links())
+        self._watch_xid_events()
+        self._pcie = _PcieRates(
+            [device for device in list(self._devices) if self._try(device, device.lacks_pcie_counters)]
+        )
 
     def sample(self, at_s: float) -> Iterator[dict[str, Any]]:
         """Yield a row for every device that still answers."""
         xids = self._new_xids()
         for device in list(self._devices):
-            try:
-                row = device.sample(at_s)
-            except nvml.NVMLError_GpuIsLost:
-                # It does not come back without a reset; every further question would take seconds.
-                self._devices.remove(device)
-                at = datetime.fromtimestamp(at_s, UTC).isoformat(timespec="seconds")
-                self.missing[device.name] = f"lost at {at}: {nvml.NVMLError(nvml.NVML_ERROR_GPU_IS_LOST)}"
-                continue
-            yield row | self._pcie.of(device) | {"xid": xids.get(device.address)}
+            if (row := self._try(device, device.sample, at_s)) is not None:
+                yield row | self._pcie.of(device) | {"xid": xids.get(device.address)}
+
+    def _try(self, device: "_Device", question: Callable[..., Answer], *arguments: Any) -> Answer | None:
+        """Return what a device answers, or None where it is gone: it is asked no more, and the others go on."""
+        try:
+            return question(*arguments)
+        except NvmlError as error:
+            # It does not come back without a reset; every further question would take seconds.
+            self._devices.remove(device)
+            self.missing[device.name] = f"lost at {datetime.now(UTC).isoformat(timespec='seconds')}: {error}"
+            return None
 
     def _links(self) -> Iterator[Link]:
         whole = [device for device in self._devices if not device.mig]
-        ends = {device.name: device.nvlink_ends() for device in whole}
-        for one, other in itertools.combinations(whole, 2):
-            path = one.ask("topology", nvml.nvmlDeviceGetTopologyCommonAncestor, other.handle)
-            direct = ends[one.name].count(other.pci_bus())
+        ends = [(device, *found) for device in whole if (found := self._try(device, device.nvlink_ends)) is not None]
+        for (one, from_one, _), (other, from_other, bus) in itertools.combinations(ends, 2):
+            direct = from_one.count(bus) if bus else 0
             # Through NVSwitch every GPU reaches every other with all of its links.
-            switched = min(ends[one.name].count(_SWITCH), ends[other.name].count(_SWITCH))
-            yield Link(a=one.name, b=other.name, path=_PATHS.get(path), nvlinks=direct or switched)
+            switched = min(from_one.count(_SWITCH), from_other.count(_SWITCH))
+            yield Link(a=one.name, b=other.name, path=one.path_to(other), nvlinks=direct or switched)
 
     def _watch_xid_events(self) -> None:
-        try:
-            self._events = nvml.nvmlEventSetCreate()
-        except nvml.NVMLError as error:
-            self.missing["xid"] = str(error)
+        if not self._devices:
             return
-        for device in self._devices:
+        try:
+            self._events = call("nvmlEventSetCreate")
+            kind = number("nvmlEventTypeXidCriticalError")
+        except NvmlError as error:
+            self._events, self.missing["xid"] = None, str(error)
+            return
+        for device in list(self._devices):
             if not device.mig:
-                device.ask("xid", nvml.nvmlDeviceRegisterEvents, nvml.nvmlEventTypeXidCriticalError, self._events)
+                self._try(device, device.ask, "xid", "nvmlDeviceRegisterEvents", kind, self._events)
 
     def _new_xids(self) -> dict[int | None, int]:
         """Return the last XID of each device since the last sample."""
         found: dict[int | None, int] = {}
-        with suppress(nvml.NVMLError):
+        try:
             # Ends by NVML_ERROR_TIMEOUT when no event waits.
             while self._events is not None:
-                event = nvml.nvmlEventSetWait_v2(self._events, 0)
+                event = call("nvmlEventSetWait_v2", self._events, 0)
                 found[_address(event.device)] = event.eventData
+        except NvmlError as error:
+            if not error.timed_out:
+                self.missing.setdefault("xid", str(error))
+            if error.final:
+                self._events = None
         return found
 
 
 class _Device:
-    """One handle and the questions that it answers."""
+    """One handle and the questions that it answers; a method raises NvmlError only where the device is gone."""
 
     def __init__(self, name: str, handle: Any, missing: dict[str, str], mig: bool = False) -> None:
         self.name = name
@@ -145,114 +174,184 @@ class _Device:
         self.address = _address(handle)
         self._missing = missing
         self._refused: set[str] = set()
-        self._asked_slow_s = -_SLOW_S
-        self._gpm = None if mig else self.ask("sm_active", _Gpm)
+        self._asked_slow_s = self._asked_gpm_s = -_SLOW_S
+        self._gpm: _Gpm | None = None
+        self._power: Literal["instant", "usual"] | None = None
 
     def described(self) -> Gpu:
-        memory = self.ask("memory_used_bytes", nvml.nvmlDeviceGetMemoryInfo)
-        limit_mw = None if self.mig else self.ask("power_limit_w", nvml.nvmlDeviceGetEnforcedPowerLimit)
+        """Raises NvmlError, too, where the device does not tell its name: then it is not to be used."""
+        uuid, model = (text(call(function, self.handle)) for function in ("nvmlDeviceGetUUID", "nvmlDeviceGetName"))
+        memory = self.ask("memory_used_bytes", "nvmlDeviceGetMemoryInfo")
+        limit_mw = None if self.mig else self.ask("power_limit_w", "nvmlDeviceGetEnforcedPowerLimit")
+        self._power = None if self.mig else self._power_reading()
         return Gpu(
             name=self.name,
-            uuid=str(self.ask("uuid", nvml.nvmlDeviceGetUUID)),
-            model=str(self.ask("model", nvml.nvmlDeviceGetName)),
+            uuid=uuid,
+            model=model,
             memory_bytes=memory and memory.total,
             power_limit_w=limit_mw and limit_mw / 1e3,
             mig=self.mig,
+            mig_mode=not self.mig and self._mig_mode(),
+            gpu_instance=self.ask("gpu_instance", "nvmlDeviceGetGpuInstanceId") if self.mig else None,
+            compute_instance=self.ask("compute_instance", "nvmlDeviceGetComputeInstanceId") if self.mig else None,
+            power=self._power,
+            pci_address=None if self.mig else self._pci_address(),
         )
+
+    def _pci_address(self) -> str | None:
+        info = self.ask("pci_bus", "nvmlDeviceGetPciInfo")
+        return None if info is None else text(info.busId)
 
     def sample(self, at_s: float) -> dict[str, Any]:
         row: dict[str, Any] = {"time_s": at_s, "device": self.name}
         questions = dict(_MIG_QUESTIONS if self.mig else _QUESTIONS)
+        if self._power != "usual":
+            questions.pop("power_w", None)
         if time.monotonic() - self._asked_slow_s >= _SLOW_S:
             self._asked_slow_s = time.monotonic()
             questions |= _MIG_SLOW_QUESTIONS if self.mig else _SLOW_QUESTIONS
         for column, question in questions.items():
-            if (answer := self.ask(column, question)) is not None:
+            if (answer := self._answer(column, question, self.handle)) is not None:
                 row |= answer if isinstance(answer, dict) else {column: answer}
-        if not self.mig:
-            row |= self._fields()
-        if self._gpm is not None:
-            row |= self.ask("sm_active", self._gpm.sample) or {}
-        return row
+        return row if self.mig else row | self._fields() | self._gpm_shares()
 
-    def ask(self, column: str, question: Callable[..., Any], *more: Any) -> Any:
-        """Return the answer, or None and note why; raises NVMLError_GpuIsLost."""
-        if column in self._refused:
-            return None
-        try:
-            return question(self.handle, *more)
-        except nvml.NVMLError_GpuIsLost:
-            raise
-        except nvml.NVMLError as error:
-            self._refuse(column, error)
-            return None
+    def ask(self, column: str, function: str, *more: Any) -> Any:
+        """Return the answer of one of NVML's functions, or None and note why."""
+        return self._answer(column, call, function, self.handle, *more)
 
     def lacks_pcie_counters(self) -> bool:
         return not self.mig and "pcie_tx_bytes" not in self._fields()
 
-    def nvlink_ends(self) -> list[str | None]:
-        """Return what every active NVLink ends at: the PCI bus of a GPU, or a switch."""
-        ends: list[str | None] = []
-        for link in range(nvml.NVML_NVLINK_MAX_LINKS):
+    def pcie_rates(self) -> dict[str, int] | None:
+        """Return bytes a second, for which the driver watches the link 20 ms each; None where it never will."""
+        asked = {column: self._answer(column, question, self.handle) for column, question in _PCIE_RATES.items()}
+        if asked.keys() <= self._refused:
+            return None
+        return {column: rate for column, rate in asked.items() if rate is not None}
+
+    def nvlink_ends(self) -> tuple[list[str], str | None]:
+        """Return what every active NVLink ends at, the PCI bus of a GPU or a switch, and the device's own bus."""
+        found: list[str] = []
+        for link in range(_MAX_NVLINKS):
             try:
-                if nvml.nvmlDeviceGetNvLinkState(self.handle, link):
-                    kind = nvml.nvmlDeviceGetNvLinkRemoteDeviceType(self.handle, link)
-                    switch = kind == nvml.NVML_NVLINK_DEVICE_TYPE_SWITCH
-                    end = _SWITCH if switch else nvml.nvmlDeviceGetNvLinkRemotePciInfo(self.handle, link).busId
-                    ends.append(end)
-            except nvml.NVMLError as error:
+                if call("nvmlDeviceGetNvLinkState", self.handle, link):
+                    found.append(_nvlink_end(self.handle, link))
+            except NvmlError as error:
                 # The first link it does not have; before any, NVLink itself.
                 if link == 0:
-                    self._refuse("nvlink", error)
+                    self._note("nvlink", error)
                 break
-        return ends
+        return found, self._pci_address()
 
-    def pci_bus(self) -> str | None:
-        info = self.ask("pci_bus", nvml.nvmlDeviceGetPciInfo)
-        return None if info is None else str(info.busId)
+    def path_to(self, other: "_Device") -> str | None:
+        """Return the way to another over PCIe; None where either of the two does not tell."""
+        with suppress(NvmlError):
+            return _PATHS.get(call("nvmlDeviceGetTopologyCommonAncestor", self.handle, other.handle))
+        return None
 
-    def _fields(self) -> dict[str, int]:
-        wanted = [column for column in _FIELDS if column not in self._refused]
-        asked = [_FIELDS[column][:2] for column in wanted]
-        row: dict[str, int] = {}
-        for column, value in zip(
-            wanted, self.ask("fields", nvml.nvmlDeviceGetFieldValues, asked) or () if asked else (), strict=False
-        ):
-            if value.nvmlReturn == nvml.NVML_SUCCESS:
-                row[column] = value.value.ullVal * _FIELDS[column][2]
+    def _power_reading(self) -> Literal["instant", "usual"] | None:
+        with suppress(NvmlError):
+            [found] = call("nvmlDeviceGetFieldValues", self.handle, [(number("NVML_FI_DEV_POWER_INSTANT"), 0)])
+            # No device draws 0 W: that is one that only seems to answer.
+            if not found.nvmlReturn and _value(found):
+                return "instant"
+        self.ask("power_w", "nvmlDeviceGetPowerUsage")
+        return None if "power_w" in self._refused else "usual"
+
+    def _mig_mode(self) -> bool:
+        try:
+            return bool(call("nvmlDeviceGetMigMode", self.handle)[0] == _MIG_ENABLED)
+        except NvmlError as error:
+            # Most GPUs have no MIG mode, which needs no note.
+            if error.code is None or error.gone:
+                self._note("mig", error)
+            return False
+
+    def _fields(self) -> dict[str, float]:
+        wanted: dict[str, tuple[int, int]] = {}
+        for column, (name, scope, _) in _FIELDS.items():
+            if column != "power_w" or self._power == "instant":
+                field = self._answer(column, number, name)
+                wanted |= {} if field is None else {column: (field, scope)}
+        if not wanted:
+            return {}
+        try:
+            values = call("nvmlDeviceGetFieldValues", self.handle, list(wanted.values()))
+        except NvmlError as error:
+            for column in wanted:
+                self._note(column, error)
+            return {}
+        row: dict[str, float] = {}
+        for column, value in zip(wanted, values, strict=True):
+            if value.nvmlReturn:
+                self._note(column, of_code(value.nvmlReturn))
             else:
-                self._refuse(column, nvml.NVMLError(value.nvmlReturn))
+                row[column] = _value(value) * _FIELDS[column][2]
         return row
 
-    def _refuse(self, column: str, error: Any) -> None:
-        if error.value in _FINAL:
+    def _gpm_shares(self) -> dict[str, float]:
+        if self._refused >= _GPM.keys() or time.monotonic() - self._asked_gpm_s < _GPM_S:
+            return {}
+        try:
+            self._gpm = self._gpm or _Gpm(self.handle)
+            shares = self._gpm.sample(self.handle)
+        except NvmlError as error:
+            shares = dict.fromkeys(_GPM, error)
+        # Seen from here, where the sample has been taken: the next comes no sooner.
+        self._asked_gpm_s = time.monotonic()
+        row: dict[str, float] = {}
+        for column, share in shares.items():
+            if isinstance(share, NvmlError):
+                self._note(column, share)
+            else:
+                row[column] = share
+        return row
+
+    def _answer(self, column: str, question: Callable[..., Answer], *arguments: Any) -> Answer | None:
+        """Return what a question about a column gives, or None and note why; asked no more once that is final."""
+        if column in self._refused:
+            return None
+        try:
+            return question(*arguments)
+        except NvmlError as error:
+            self._note(column, error)
+            return None
+
+    def _note(self, column: str, error: NvmlError) -> None:
+        if error.gone:
+            raise error
+        if error.final:
             self._refused.add(column)
         self._missing.setdefault(f"{self.name} {column}", str(error))
 
 
 class _Gpm:
-    """What GPUs from Hopper on count of themselves between two samples; raises NVMLError where one does not."""
+    """What GPUs from Hopper on count of themselves between two samples; raises NvmlError where one does not."""
 
     def __init__(self, handle: Any) -> None:
-        if not nvml.nvmlGpmQueryDeviceSupport(handle).isSupportedDevice:
-            raise nvml.NVMLError(nvml.NVML_ERROR_NOT_SUPPORTED)
-        self._last, self._next = nvml.nvmlGpmSampleAlloc(), nvml.nvmlGpmSampleAlloc()
-        nvml.nvmlGpmSampleGet(handle, self._last)
-        self._asked = nvml.c_nvmlGpmMetricsGet_t()
-        self._asked.version = nvml.NVML_GPM_METRICS_GET_VERSION
+        if not call("nvmlGpmQueryDeviceSupport", handle).isSupportedDevice:
+            raise not_supported()
+        self._asked = make("c_nvmlGpmMetricsGet_t")
+        self._asked.version = number("NVML_GPM_METRICS_GET_VERSION")
         self._asked.numMetrics = len(_GPM)
         for place, metric in enumerate(_GPM.values()):
-            self._asked.metrics[place].metricId = metric
+            self._asked.metrics[place].metricId = number(metric)
+        self._newest, self._older = (call("nvmlGpmSampleAlloc") for _ in range(2))
+        self._samples = 0
 
-    def sample(self, handle: Any) -> dict[str, float]:
-        nvml.nvmlGpmSampleGet(handle, self._next)
-        self._asked.sample1, self._asked.sample2 = self._last, self._next
-        nvml.nvmlGpmMetricsGet(self._asked)
-        self._last, self._next = self._next, self._last
+    def sample(self, handle: Any) -> dict[str, float | NvmlError]:
+        """Return the shares since the sample before, none at the first; raises NvmlError."""
+        call("nvmlGpmSampleGet", handle, self._older)
+        # Before anything can fail: the next value counts from here in any case.
+        self._newest, self._older = self._older, self._newest
+        self._samples += 1
+        if self._samples < 2:
+            return {}
+        self._asked.sample1, self._asked.sample2 = self._older, self._newest
+        call("nvmlGpmMetricsGet", self._asked)
         return {
-            column: found.value / 100
+            column: of_code(found.nvmlReturn) if found.nvmlReturn else found.value / 100
             for column, found in zip(_GPM, self._asked.metrics, strict=False)
-            if found.nvmlReturn == nvml.NVML_SUCCESS
         }
 
 
@@ -271,134 +370,132 @@ class _PcieRates:
     def _watch(self, devices: list[_Device]) -> None:
         while devices:
             for device in list(devices):
-                try:
-                    rates = {
-                        column: device.ask(column, nvml.nvmlDeviceGetPcieThroughput, counter)
-                        for column, counter in _PCIE_RATES.items()
-                    }
-                except nvml.NVMLError_GpuIsLost:
-                    rates = {}
-                found = {column: 1000 * kilobytes for column, kilobytes in rates.items() if kilobytes is not None}
-                if found:
-                    self._rates[device.name] = found
-                else:
+                rates = None
+                with suppress(NvmlError):
+                    rates = device.pcie_rates()
+                if rates is None:
                     devices.remove(device)
+                else:
+                    self._rates[device.name] = rates
             time.sleep(_SLOW_S)
 
 
-def visible_gpus(listed: str | None, gpus: Sequence[Gpu]) -> tuple[str, ...]:
-    """Return the names of the GPUs that CUDA shows, in its order: `listed` is CUDA_VISIBLE_DEVICES.
-
-    As CUDA reads it: indices or beginnings of UUIDs; what comes after a name it does not know is not seen.
-    """
-    whole = [gpu for gpu in gpus if not gpu.mig]
-    if listed is None:
-        return tuple(gpu.name for gpu in whole)
-    found: list[str] = []
-    for token in filter(None, map(str.strip, listed.split(","))):
-        here = [
-            gpu.name
-            for gpu in gpus
-            if (gpu.name == f"gpu{token}" if token.isdigit() else gpu.uuid.lower().startswith(token.lower()))
-        ]
-        if len(here) != 1:
-            break
-        found += here
-    return tuple(found)
+def _found(missing: dict[str, str], failing: list[Failing]) -> Iterator[tuple[_Device, Gpu]]:
+    """Yield every device that can be used, MIG instances behind their GPU; one that cannot be costs itself alone."""
+    for index in range(call("nvmlDeviceGetCount")):
+        name = f"gpu{index}"
+        try:
+            device = _Device(name, call("nvmlDeviceGetHandleByIndex", index), missing)
+            gpu = device.described()
+        except NvmlError as error:
+            failing.append(Failing(name, str(error), error.advice))
+            continue
+        yield device, gpu
+        if gpu.mig_mode:
+            yield from _instances(device, missing, failing)
 
 
-def visible_pci_addresses(listed: str | None) -> tuple[str, ...]:
+def visible_pci_addresses(listed: str | None) -> tuple[str | None, ...]:
     """Return the PCI address of each GPU that CUDA shows, in its order: local rank i takes the i-th.
 
     `listed` is CUDA_VISIBLE_DEVICES. Nothing where NVML does not answer.
     """
-    gpus: list[Gpu] = []
-    addresses: dict[str, str] = {}
-    try:
-        nvml.nvmlInit()
-    except nvml.NVMLError:
-        return ()
-    try:
-        for index in range(nvml.nvmlDeviceGetCount()):
-            name = f"gpu{index}"
-            # One that is lost costs itself alone.
-            with suppress(nvml.NVMLError):
-                handle = nvml.nvmlDeviceGetHandleByIndex(index)
-                addresses[name] = str(nvml.nvmlDeviceGetPciInfo(handle).busId)
-                handles = {name: handle} | {each.name: each.handle for each in _mig_devices(name, handle, {})}
-                gpus += [
-                    Gpu(name=each, uuid=str(nvml.nvmlDeviceGetUUID(of)), model="", mig=each != name)
-                    for each, of in handles.items()
-                ]
-        return tuple(addresses[name.partition("/")[0]] for name in visible_gpus(listed, gpus))
-    except nvml.NVMLError:
-        return ()
-    finally:
-        nvml.nvmlShutdown()
+    found = inventory()
+    addresses = {gpu.name: gpu.pci_address for gpu in found.gpus}
+    return tuple(addresses.get(name.partition("/")[0]) for name in visible_gpus(listed, found.gpus, found.driver))
 
 
-def _mig_devices(name: str, handle: Any, missing: dict[str, str]) -> Iterator[_Device]:
-    # Most GPUs have no MIG mode, which needs no note.
-    with suppress(nvml.NVMLError):
-        if nvml.nvmlDeviceGetMigMode(handle)[0] != _MIG_ENABLED:
-            return
-        for index in range(nvml.nvmlDeviceGetMaxMigDeviceCount(handle)):
-            with suppress(nvml.NVMLError_NotFound):
-                instance = nvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, index)
-                yield _Device(f"{name}/mig{index}", instance, missing, mig=True)
+def _instances(whole: _Device, missing: dict[str, str], failing: list[Failing]) -> Iterator[tuple[_Device, Gpu]]:
+    for index in range(whole.ask("mig", "nvmlDeviceGetMaxMigDeviceCount") or 0):
+        name = f"{whole.name}/mig{index}"
+        try:
+            handle = call("nvmlDeviceGetMigDeviceHandleByIndex", whole.handle, index)
+            device = _Device(name, handle, missing, mig=True)
+            yield device, device.described()
+        except NvmlError as error:
+            if not error.not_found:
+                failing.append(Failing(name, str(error), error.advice))
+
+
+def _driver() -> str | None:
+    with suppress(NvmlError):
+        return text(call("nvmlSystemGetDriverVersion"))
+    return None
 
 
 def _address(handle: Any) -> int | None:
     return ctypes.cast(handle, ctypes.c_void_p).value
 
 
+def _nvlink_end(handle: Any, link: int) -> str:
+    kind = call("nvmlDeviceGetNvLinkRemoteDeviceType", handle, link)
+    if kind == number("NVML_NVLINK_DEVICE_TYPE_SWITCH"):
+        return _SWITCH
+    return text(call("nvmlDeviceGetNvLinkRemotePciInfo", handle, link).busId)
+
+
+def _value(field: Any) -> float:
+    # What lies behind a shorter type in the union is not part of it.
+    value: float = getattr(field.value, _VALUE_TYPES[field.valueType])
+    return value
+
+
 def _utilization(handle: Any) -> dict[str, float]:
-    rates = nvml.nvmlDeviceGetUtilizationRates(handle)
+    rates = call("nvmlDeviceGetUtilizationRates", handle)
     return {"busy": rates.gpu / 100, "memory_busy": rates.memory / 100}
 
 
 def _reasons(handle: Any) -> int:
     # Its newer name is not known to drivers before 535.
-    return int(nvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle))
+    return int(call("nvmlDeviceGetCurrentClocksThrottleReasons", handle))
 
 
 def _ecc(handle: Any) -> dict[str, int]:
     return {
-        column: nvml.nvmlDeviceGetTotalEccErrors(handle, kind, nvml.NVML_VOLATILE_ECC)
+        column: call("nvmlDeviceGetTotalEccErrors", handle, number(kind), number("NVML_VOLATILE_ECC"))
         for column, kind in (
-            ("ecc_corrected", nvml.NVML_MEMORY_ERROR_TYPE_CORRECTED),
-            ("ecc_uncorrected", nvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED),
+            ("ecc_corrected", "NVML_MEMORY_ERROR_TYPE_CORRECTED"),
+            ("ecc_uncorrected", "NVML_MEMORY_ERROR_TYPE_UNCORRECTED"),
         )
     }
 
 
 def _processes(handle: Any) -> list[dict[str, int | None]]:
-    found = nvml.nvmlDeviceGetComputeRunningProcesses_v3(handle)
+    found = call("nvmlDeviceGetComputeRunningProcesses", handle)
     return [{"pid": process.pid, "memory_bytes": process.usedGpuMemory} for process in found]
+
+
+def _clock(name: str) -> Callable[[Any], int]:
+    return lambda handle: int(call("nvmlDeviceGetClockInfo", handle, number(name)))
+
+
+def _pcie_rate(name: str) -> Callable[[Any], int]:
+    return lambda handle: 1000 * int(call("nvmlDeviceGetPcieThroughput", handle, number(name)))
 
 
 # By column, or by the first of the columns that a question answers.
 _QUESTIONS: dict[str, Callable[[Any], Any]] = {
     "busy": _utilization,
-    "memory_used_bytes": lambda handle: nvml.nvmlDeviceGetMemoryInfo(handle).used,
-    "power_w": lambda handle: nvml.nvmlDeviceGetPowerUsage(handle) / 1e3,
-    "energy_j": lambda handle: nvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1e3,
-    "temperature_c": lambda handle: nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU),
-    "sm_clock_mhz": lambda handle: nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM),
-    "memory_clock_mhz": lambda handle: nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_MEM),
+    "memory_used_bytes": lambda handle: call("nvmlDeviceGetMemoryInfo", handle).used,
+    "power_w": lambda handle: call("nvmlDeviceGetPowerUsage", handle) / 1e3,
+    "energy_j": lambda handle: call("nvmlDeviceGetTotalEnergyConsumption", handle) / 1e3,
+    "temperature_c": lambda handle: call("nvmlDeviceGetTemperature", handle, number("NVML_TEMPERATURE_GPU")),
+    "sm_clock_mhz": _clock("NVML_CLOCK_SM"),
+    "memory_clock_mhz": _clock("NVML_CLOCK_MEM"),
     "throttle_reasons": _reasons,
 }
 _SLOW_QUESTIONS: dict[str, Callable[[Any], Any]] = {"ecc_corrected": _ecc, "processes": _processes}
 _MIG_QUESTIONS = {"memory_used_bytes": _QUESTIONS["memory_used_bytes"]}
 _MIG_SLOW_QUESTIONS = {"processes": _processes}
-# Field, scope, and bytes in a unit of it.
-_FIELDS = {
-    "pcie_tx_bytes": (nvml.NVML_FI_DEV_PCIE_COUNT_TX_BYTES, 0, 1),
-    "pcie_rx_bytes": (nvml.NVML_FI_DEV_PCIE_COUNT_RX_BYTES, 0, 1),
-    "nvlink_tx_bytes": (nvml.NVML_FI_DEV_NVLINK_THROUGHPUT_DATA_TX, _ALL_LINKS, 1024),
-    "nvlink_rx_bytes": (nvml.NVML_FI_DEV_NVLINK_THROUGHPUT_DATA_RX, _ALL_LINKS, 1024),
+# Field, scope, and what a unit of it is in the column's unit.
+_FIELDS: dict[str, tuple[str, int, float]] = {
+    "power_w": ("NVML_FI_DEV_POWER_INSTANT", _GPU_SCOPE, 1e-3),
+    "pcie_tx_bytes": ("NVML_FI_DEV_PCIE_COUNT_TX_BYTES", 0, 1),
+    "pcie_rx_bytes": ("NVML_FI_DEV_PCIE_COUNT_RX_BYTES", 0, 1),
+    "nvlink_tx_bytes": ("NVML_FI_DEV_NVLINK_THROUGHPUT_DATA_TX", _ALL_LINKS, 1024),
+    "nvlink_rx_bytes": ("NVML_FI_DEV_NVLINK_THROUGHPUT_DATA_RX", _ALL_LINKS, 1024),
 }
 _PCIE_RATES = {
-    "pcie_tx_bytes_per_s": nvml.NVML_PCIE_UTIL_TX_BYTES,
-    "pcie_rx_bytes_per_s": nvml.NVML_PCIE_UTIL_RX_BYTES,
+    "pcie_tx_bytes_per_s": _pcie_rate("NVML_PCIE_UTIL_TX_BYTES"),
+    "pcie_rx_bytes_per_s": _pcie_rate("NVML_PCIE_UTIL_RX_BYTES"),
 }

@@ -46,10 +46,10 @@ def cores_of(usable: Iterable[Processor]) -> list[Core]:
     return [tuple(threads) for threads in cores.values()]
 
 
-def gpu_node(pci_address: str, system: Path = _SYSTEM) -> int | None:
+def gpu_node(pci_address: str | None, system: Path = _SYSTEM) -> int | None:
     """Return the NUMA node of the device at a PCI address as NVML writes it, None where it is not known."""
     # NVML writes the domain in eight digits and capitals, sysfs in four and small letters: 00000000:3B:00.0.
-    domain, _, place = pci_address.strip().lower().partition(":")
+    domain, _, place = (pci_address or "").strip().lower().partition(":")
     with suppress(OSError, ValueError):
         node = int((system / f"bus/pci/devices/{int(domain, 16):04x}:{place}/numa_node").read_text())
         # -1: the firmware does not say.

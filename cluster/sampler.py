@@ -10,8 +10,9 @@ import sys
 import time
 from pathlib import Path
 
+from scalestudy.cluster.cuda_devices import visible_gpus
 from scalestudy.cluster.host_counters import HostCounters
-from scalestudy.cluster.nvml import Gpus, visible_gpus
+from scalestudy.cluster.nvml import Gpus
 from scalestudy.cluster.sample_file import SampleWriter
 from scalestudy.cluster.telemetry import Telemetry
 
@@ -38,7 +39,7 @@ def main() -> None:
         "late": late,
         "gpus": gpus.gpus,
         "links": gpus.links,
-        "visible": visible_gpus(os.environ.get("CUDA_VISIBLE_DEVICES"), gpus.gpus),
+        "visible": visible_gpus(os.environ.get("CUDA_VISIBLE_DEVICES"), gpus.gpus, gpus.driver),
         "interfaces": counters.interfaces,
         "missing": {**counters.missing, **gpus.missing},
     }

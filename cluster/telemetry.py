@@ -5,6 +5,7 @@ import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Literal
 
 from pydantic import ValidationError
 
@@ -15,7 +16,11 @@ _STOP_S = 20.0
 
 
 class Gpu(Frozen):
-    """One NVIDIA GPU, or one MIG instance of it; `name` is that of its samples: gpu0, gpu5/mig0."""
+    """One NVIDIA GPU, or one MIG instance of it (`mig`); `name` is that of its samples: gpu0, gpu5/mig0.
+
+    A GPU in MIG mode (`mig_mode`) computes through its instances alone. `power` says what its samples' power is: the
+    driver's reading of the moment, or its usual one, which is the mean of the last second from Ampere on (but GA100).
+    """
 
     name: str
     uuid: str
@@ -23,6 +28,11 @@ class Gpu(Frozen):
     memory_bytes: int | None = None
     power_limit_w: float | None = None
     mig: bool = False
+    mig_mode: bool = False
+    gpu_instance: int | None = None
+    compute_instance: int | None = None
+    power: Literal["instant", "usual"] | None = None
+    pci_address: str | None = None
 
 
 class Link(Frozen):

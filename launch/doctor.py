@@ -5,13 +5,16 @@ import os
 import re
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
 
+from scalestudy.cluster.cuda_devices import offer, visible_gpus
 from scalestudy.cluster.host import this_host, usable_cpus
 from scalestudy.cluster.host_counters import HostCounters
+from scalestudy.cluster.nvml import inventory
 from scalestudy.launch import slurm_ask
 from scalestudy.launch.launcher import Program
 from scalestudy.trainers.probe import Probe
@@ -42,9 +45,9 @@ class Finding:
 def findings(programs: Mapping[str, Program]) -> list[Finding]:
     """Look at this machine; each trainer's framework is imported by its own interpreter, or else by this one."""
     host = this_host()
-    gpus = (
-        f"{len(host.gpus)} × {host.gpus[0]}, driver {host.nvidia_driver}" if host.gpus else "none with an NVIDIA driver"
-    )
+    gpus = inventory()
+    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    visible = len(visible_gpus(listed, gpus.gpus, gpus.driver))
     found = [
         Finding(
             group="machine",
@@ -53,20 +56,38 @@ def findings(programs: Mapping[str, Program]) -> list[Finding]:
             detail=f"{len(usable_cpus())} usable CPUs, {host.cpu_model}",
         ),
         Finding(group="machine", subject="memory", ready=True, detail=f"{host.memory_bytes / 2**30:.0f} GiB"),
-        Finding(
-            group="machine",
-            subject="GPU",
-            ready=bool(host.gpus),
-            detail=gpus,
-            advice="" if host.gpus else "trials run on CPU; for GPUs install NVIDIA's driver",
-        ),
+        *gpu_findings(listed),
         _cpu_energy(),
     ]
     with ThreadPoolExecutor(len(usable_cpus())) as pool:
-        found += pool.map(lambda name: _trainer(name, programs.get(name, sys.executable), len(host.gpus)), TRAINERS)
+        found += pool.map(lambda name: _trainer(name, programs.get(name, sys.executable), visible), TRAINERS)
     found.append(Finding(group="launcher", subject="local", ready=True, detail="ranks as processes of this host"))
     found += [_slurm(), _ray()]
     return found
+
+
+def gpu_findings(listed: str | None) -> list[Finding]:
+    """Say which GPUs there are and how many of them a trial can have, and of each that fails how to mend it."""
+    found = inventory()
+    offered = offer(listed, found)
+    models = Counter(gpu.model for gpu in found.whole)
+    what = ", ".join(f"{count} × {model}" for model, count in models.items())
+    if what:
+        what += f", driver {found.driver or 'of unknown version'}; trials can use {offered.gpus}"
+    there = found.whole or found.failing or found.fault
+    why = found.fault or offered.fault or offered.limit
+    first = Finding(
+        group="machine",
+        subject="GPU",
+        ready=bool(offered.gpus),
+        detail="; ".join(filter(None, [what, why])) if there else "none with an NVIDIA driver",
+        advice="" if there else "trials run on CPU; for GPUs install NVIDIA's driver",
+    )
+    rest = [
+        Finding(group="machine", subject=name, ready=False, detail=said, advice=advice)
+        for name, said, advice in found.failing
+    ]
+    return [first, *rest]
 
 
 def _cpu_energy() -> Finding:

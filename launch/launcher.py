@@ -85,7 +85,8 @@ def check_capacity(trials: Iterable[Trial], path: Path, launcher: str, topology:
             raise InputError(
                 f"{path}: world_sizes: {trial.world_size} is above the capacity of launcher {launcher!r}: "
                 f"{topology.nodes} node{'s' if topology.nodes > 1 else ''} with {trial.devices_per_node} "
-                f"{trial.device} devices; use at most {topology.nodes * trial.devices_per_node}{more}"
+                f"{trial.device} devices{topology.why_no_more(trial.device)}; "
+                f"use at most {topology.nodes * trial.devices_per_node}{more}"
             )
 
 

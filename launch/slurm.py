@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
+from scalestudy.cluster.cuda_devices import MIG_LIMIT
 from scalestudy.cluster.host import Topology
 from scalestudy.cluster.slurm_step import ADDRESSES, tasks_per_node
 from scalestudy.launch import slurm_ask
@@ -62,12 +63,14 @@ class SlurmLauncher:
     def capacity(self) -> Topology:
         nodes = len(self._usable())
         cpus = min(tasks_per_node(self._environ["SLURM_JOB_CPUS_PER_NODE"]))
+        gpus, limit = job_gpus(self._environ)
         return Topology(
             nodes=nodes,
             cpus_per_node=cpus,
             # On a shared node a job is given hardware threads.
             cores_per_node=max(1, cpus // self._threads_per_core) if self._alone else None,
-            gpus_per_node=int(self._environ.get("SLURM_GPUS_ON_NODE") or 0),
+            gpus_per_node=gpus,
+            gpu_limit=limit,
         )
 
     def scheduler(self) -> dict[str, str]:
@@ -199,6 +202,17 @@ class SlurmLauncher:
             for step_id, _, step_name in (line.partition("|") for line in slurm_ask.ask(listed).splitlines()):
                 if step_name == name:
                     slurm_ask.ask(["scancel", "--signal=KILL", step_id])
+
+
+def job_gpus(environ: Mapping[str, str]) -> tuple[int, str | None]:
+    """Return how many GPUs of a node of the job a trial can use, and why no more if that is not all of them."""
+    # salloc says what was asked for alone, such as 8 or a100:8.
+    said = environ.get("SLURM_GPUS_ON_NODE") or environ.get("SLURM_GPUS_PER_NODE") or "0"
+    gpus = sum(int(part.rpartition(":")[2]) for part in said.split(","))
+    if gpus > 1 and environ.get("CUDA_VISIBLE_DEVICES", "").startswith("MIG-"):
+        # Slurm counts instances as GPUs.
+        return 1, MIG_LIMIT
+    return gpus, None
 
 
 def step_options(

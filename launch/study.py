@@ -310,8 +310,14 @@ def load_study(path: Path) -> Study:
 
 def resolve(study: Study, path: Path, topology: Topology) -> Layout:
     """Settle what a study leaves to the machine; raises InputError where a node of `topology` cannot hold it."""
-    if study.device == "gpu" and not topology.gpus_per_node:
-        raise InputError(f"{path}: device: 'gpu', but no NVIDIA GPU is found here; use 'cpu' or 'auto'")
+    if study.device != "cpu" and not topology.gpus_per_node:
+        if topology.gpu_fault:
+            raise InputError(f"{path}: device: {study.device!r}: {topology.gpu_fault}; or use 'cpu'")
+        if study.device == "gpu":
+            raise InputError(
+                f"{path}: device: 'gpu', but no NVIDIA GPU is found here{topology.why_no_more('gpu')}; "
+                "use 'cpu' or 'auto'"
+            )
     device: Device = "gpu" if topology.gpus_per_node and study.device != "cpu" else "cpu"
     offered, cpus, cores = topology.devices_per_node(device), topology.cpus_per_node, topology.devices_per_node("cpu")
     per_node = study.devices_per_node or (offered,)
@@ -320,7 +326,10 @@ def resolve(study: Study, path: Path, topology: Topology) -> Layout:
     most = offered if device == "gpu" else cpus
     has = f"{offered} {device} devices" + (f" ({cpus} hardware threads)" if most > offered else "")
     if fullest > most:
-        raise InputError(f"{path}: devices_per_node: {max(per_node)}, but a node has {has}; use at most {most}")
+        raise InputError(
+            f"{path}: devices_per_node: {max(per_node)}, but a node has {has}{topology.why_no_more(device)}; "
+            f"use at most {most}"
+        )
     threads = study.threads_per_device or _fair_share(study, device, topology, fullest)
     if threads * fullest > cpus:
         on_cores = f" on {cores} cores" if cores < cpus else ""

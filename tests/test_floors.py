@@ -1,6 +1,8 @@
 """The architecture, held by reading every import."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -61,6 +63,13 @@ def test_no_import_runs_in_a_circle() -> None:
     while leaves := {name for name, needed in graph.items() if not needed & graph.keys()}:
         graph = {name: needed - leaves for name, needed in graph.items() if name not in leaves}
     assert not graph, f"circle among {sorted(graph)}"
+
+
+def test_a_report_asks_no_device() -> None:
+    """Importing all of the analysis must not load NVIDIA's library, nor the package that asks it."""
+    names = [f"scalestudy.analysis.{path.stem}" for path in (ROOT / "analysis").glob("*.py") if path.stem != "__init__"]
+    code = f"import sys, {', '.join(names)}; sys.exit('pynvml' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_every_module_is_named_for_what_it_holds() -> None:

@@ -311,6 +311,8 @@ def test_the_report_of_eight_scripted_gpus_names_what_was_wrong(
     monkeypatch.setenv("NVML_STANDIN_PID", str(os.getpid()))
     monkeypatch.setenv("NVML_STANDIN_LOST_S", "2")
     monkeypatch.setenv("NVML_STANDIN_BUSY_S", "2.5")
+    # Eight whole GPUs: one in MIG mode would be none to its ranks.
+    monkeypatch.setenv("NVML_STANDIN_MIG", "0")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     folder = StudyFolder(tmp_path / "out")
     folder.create("t")
@@ -341,6 +343,7 @@ def test_the_report_of_eight_scripted_gpus_names_what_was_wrong(
     assert "gpu2 of here: lost at" in html
     assert "rank 6&#39;s gpu6 of here reported XID 79" in html
     assert "gpu1 power_w: Not Supported" in html
+    assert "on most GPUs the mean of the last second" in html
     assert "gpu0–gpu1: 4 NVLinks, one NUMA node" in html
     assert "USD per million images" in html
     for figure in ("timeline", "device_map"):

@@ -4,14 +4,23 @@
  *
  * All are 90 % busy from NVML_STANDIN_BUSY_S on (0 if not set), gpu7 from the start.
  *
- *   gpu0  healthy, Hopper: 400 W, every query answered; runs the process NVML_STANDIN_PID; four NVLinks to gpu1
+ *   gpu0  healthy, Hopper: 400 W in the mean, 420 W in the moment; every query answered; counts its SMs (GPM), but only
+ *         between samples 100 ms apart and more; runs the process NVML_STANDIN_PID; four NVLinks to gpu1
  *   gpu1  old: no power, energy, clocks, throttle reasons, utilization, ECC, events, or PCIe counters
  *   gpu2  lost after NVML_STANDIN_LOST_S seconds (1 if not set)
  *   gpu3  its energy counter wraps at 2^32 mJ, after one second
  *   gpu4  throttled by heat from 0.5 s on: its clock falls to 600 MHz
- *   gpu5  in MIG mode with two instances, the second free; utilization is not told of it
+ *   gpu5  in MIG mode with two instances, the second free (NVML_STANDIN_MIG=0: a whole GPU); utilization is not told
+ *         of it
  *   gpu6  XID 79 and an uncorrected ECC error at 0.5 s; one answer in two of its temperature fails
  *   gpu7  another's process with 3 GB is on it from the start; two NVLinks to a switch, as gpu6
+ *
+ * What else goes wrong is said by numbers of nvmlReturn_t:
+ *
+ *   NVML_STANDIN_INIT, NVML_STANDIN_COUNT   what nvmlInit and nvmlDeviceGetCount answer
+ *   NVML_STANDIN_FAILING=1:4,6:15           gpu1 is forbidden and gpu6 lost when their handles are asked for
+ *   NVML_STANDIN_GPM=2,2                    what the first calls for GPM's metrics answer, one after the other
+ *   NVML_STANDIN_DRIVER                     the driver's version
  */
 #include <stdint.h>
 #include <stdio.h>
@@ -91,6 +100,16 @@ static double given_s(const char *variable, double usual) {
 /* What every question about a device begins with. */
 static int there(const device *of) { return of->index == 2 && age_s() > given_s("NVML_STANDIN_LOST_S", 1.0) ? LOST : OK; }
 
+/* Return the answer that a variable such as 1:4,6:15 gives for an index, or OK. */
+static int planned(const char *variable, int index) {
+    for (const char *at = getenv(variable); at; at = strchr(at, ',')) {
+        int of, answer;
+        if (*at == ',') at++;
+        if (sscanf(at, "%d:%d", &of, &answer) == 2 && of == index) return answer;
+    }
+    return OK;
+}
+
 #define ASK(of)                     \
     do {                            \
         int found = there(of);      \
@@ -101,6 +120,8 @@ static double watts(const device *of) { return of->index == 4 && age_s() > 0.5 ?
 
 int nvmlInitWithFlags(unsigned flags) {
     (void)flags;
+    int answer = (int)given_s("NVML_STANDIN_INIT", OK);
+    if (answer != OK) return answer;
     clock_gettime(CLOCK_MONOTONIC, &began);
     xid_told = 0;
     for (int i = 0; i < DEVICES; i++) whole[i] = (device){i, -1};
@@ -108,22 +129,25 @@ int nvmlInitWithFlags(unsigned flags) {
     return OK;
 }
 
+int nvmlInit_v2(void) { return nvmlInitWithFlags(0); }
+
 int nvmlShutdown(void) { return OK; }
 
 int nvmlSystemGetDriverVersion(char *version, unsigned length) {
-    snprintf(version, length, "000.00-standin");
+    const char *given = getenv("NVML_STANDIN_DRIVER");
+    snprintf(version, length, "%s", given ? given : "575.00-standin");
     return OK;
 }
 
 int nvmlDeviceGetCount_v2(unsigned *count) {
     *count = DEVICES;
-    return OK;
+    return (int)given_s("NVML_STANDIN_COUNT", OK);
 }
 
 int nvmlDeviceGetHandleByIndex_v2(unsigned index, device **handle) {
     if (index >= DEVICES) return INVALID;
     *handle = &whole[index];
-    return OK;
+    return planned("NVML_STANDIN_FAILING", (int)index);
 }
 
 int nvmlDeviceGetName(device *of, char *name, unsigned length) {
@@ -243,6 +267,13 @@ int nvmlDeviceGetFieldValues(device *of, int count, field_value *values) {
     ASK(of);
     for (int i = 0; i < count; i++) {
         int pcie = values[i].field == 197 || values[i].field == 198;
+        if (values[i].field == 186) { /* power of the moment, an unsigned int */
+            values[i].result = of->index || values[i].scope ? UNSUPPORTED : OK;
+            values[i].type = 1;
+            values[i].value = 0xdead00000000ull | 420000u;
+            continue;
+        }
+        values[i].type = 3;
         values[i].result = (of->index == 1 && pcie) || (of->index > 1 && !pcie) ? UNSUPPORTED : OK;
         values[i].value = (unsigned long long)(age_s() * (pcie ? 1e9 : 2e6));
     }
@@ -287,7 +318,7 @@ int nvmlDeviceGetNvLinkRemotePciInfo_v2(device *of, unsigned link, pci_info *inf
 int nvmlDeviceGetMigMode(device *of, unsigned *current, unsigned *pending) {
     ASK(of);
     if (of->index < 5) return UNSUPPORTED;
-    *current = *pending = of->index == 5;
+    *current = *pending = of->index == 5 && given_s("NVML_STANDIN_MIG", 1);
     return OK;
 }
 
@@ -301,6 +332,18 @@ int nvmlDeviceGetMigDeviceHandleByIndex(device *of, unsigned index, device **han
     ASK(of);
     if (index >= MIG_INSTANCES) return NOT_FOUND;
     *handle = &instances[index];
+    return OK;
+}
+
+int nvmlDeviceGetGpuInstanceId(device *of, unsigned *id) {
+    ASK(of);
+    *id = (unsigned)of->mig + 1;
+    return OK;
+}
+
+int nvmlDeviceGetComputeInstanceId(device *of, unsigned *id) {
+    ASK(of);
+    *id = 0;
     return OK;
 }
 
@@ -332,17 +375,27 @@ int nvmlGpmQueryDeviceSupport(device *of, unsigned *support) {
 }
 
 int nvmlGpmSampleAlloc(void **sample) {
-    *sample = malloc(1);
+    *sample = malloc(sizeof(double));
     return OK;
 }
 
 int nvmlGpmSampleGet(device *of, void *sample) {
-    (void)sample;
     ASK(of);
+    *(double *)sample = age_s();
     return OK;
 }
 
 int nvmlGpmMetricsGet(gpm_metrics *asked) {
+    static const char *planned_answers;
+    static int called;
+    if (!called++) planned_answers = getenv("NVML_STANDIN_GPM");
+    if (planned_answers) {
+        int answer = atoi(planned_answers);
+        planned_answers = strchr(planned_answers, ',');
+        if (planned_answers) planned_answers++;
+        return answer;
+    }
+    if (*(double *)asked->sample2 - *(double *)asked->sample1 < 0.1) return INVALID;
     for (unsigned i = 0; i < asked->count; i++) {
         asked->metrics[i].result = OK;
         asked->metrics[i].value = 10.0 * asked->metrics[i].id;

@@ -1,10 +1,16 @@
+import json
+import os
 import socket
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 import psutil
+import pytest
 
 from scalestudy.cluster.host import NodeOffer, Topology, local_topology, peak_resident_bytes, this_host, usable_cpus
+from scalestudy.cluster.nvml_library import NvmlError, driver_fault
 from scalestudy.cluster.ports import free_ports
 from scalestudy.cluster.processors import cores_of, processors
 
@@ -70,3 +76,110 @@ def test_a_host_has_all_its_cpus_whatever_share_a_process_may_use() -> None:
     )
     told = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
     assert told.split() == [str(psutil.cpu_count()), "1"]
+
+
+def found_on(nvml: Path | None, **variables: str) -> dict[str, Any]:
+    """Return what a process finds of its host with a folder's NVML."""
+    code = (
+        "import json; from scalestudy.cluster.host import local_topology, this_host;"
+        "topology, host = local_topology(), this_host();"
+        "print(json.dumps([topology.model_dump(), len(host.gpus), host.nvidia_driver]))"
+    )
+    own = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
+    environ = own | ({"LD_LIBRARY_PATH": str(nvml)} if nvml else {}) | variables
+    told = subprocess.run([sys.executable, "-c", code], env=environ, check=True, capture_output=True, text=True).stdout
+    topology, models, driver = json.loads(told)
+    return {**topology, "models": models, "driver": driver}
+
+
+@pytest.mark.parametrize(
+    ("variables", "gpus", "models"),
+    [
+        ({"NVML_STANDIN_MIG": "0"}, 8, 8),
+        ({"CUDA_VISIBLE_DEVICES": "3,4"}, 2, 8),
+        ({"CUDA_VISIBLE_DEVICES": ""}, 0, 8),
+        ({"CUDA_VISIBLE_DEVICES": "MIG-0000"}, 1, 8),
+        # gpu5 is in MIG mode, and no whole GPU.
+        ({}, 7, 8),
+        ({"NVML_STANDIN_FAILING": "0:4,6:15"}, 5, 6),
+        ({"NVML_STANDIN_LOST_S": "-1"}, 6, 7),
+    ],
+)
+def test_gpus_on_offer_are_those_that_ranks_will_see(
+    nvml_standin: Path, variables: dict[str, str], gpus: int, models: int
+) -> None:
+    found = found_on(nvml_standin, **variables)
+    assert (found["gpus_per_node"], found["models"], found["gpu_fault"]) == (gpus, models, None)
+    assert found["driver"] == "575.00-standin"
+
+
+@pytest.mark.parametrize(
+    ("variables", "said", "advice"),
+    [
+        ({"NVML_STANDIN_INIT": "18"}, "version mismatch", "reboot, or unload its kernel modules"),
+        ({"NVML_STANDIN_INIT": "4"}, "Insufficient Permissions", "/dev/nvidia*"),
+        ({"NVML_STANDIN_INIT": "999"}, "Unknown Error", "nvidia-smi"),
+        ({"NVML_STANDIN_COUNT": "999"}, "Unknown Error", "nvidia-smi"),
+    ],
+)
+def test_a_broken_driver_is_not_taken_for_none(
+    nvml_standin: Path, variables: dict[str, str], said: str, advice: str
+) -> None:
+    found = found_on(nvml_standin, **variables)
+    assert (found["gpus_per_node"], found["models"], found["driver"]) == (0, 0, None)
+    assert said in found["gpu_fault"]
+    assert advice in found["gpu_fault"]
+
+
+def test_a_package_that_cannot_be_imported_ends_no_program(tmp_path: Path) -> None:
+    (tmp_path / "pynvml.py").write_text("raise RuntimeError('no')\n")
+    found = found_on(None, PYTHONPATH=os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])]))
+    assert (found["gpus_per_node"], found["driver"]) == (0, None)
+
+
+DRIVER_NOT_LOADED, LIBRARY_NOT_FOUND, VERSION_MISMATCH = 9, 12, 18
+
+
+@pytest.mark.parametrize(
+    ("sign", "content"),
+    [
+        ("proc/driver/nvidia/version", "NVRM version"),
+        ("dev/nvidia0", ""),
+        ("sys/bus/pci/devices/0000:07:00.0/class", "0x030200\n"),
+    ],
+)
+def test_a_driver_that_is_not_loaded_matters_where_there_is_a_gpu(tmp_path: Path, sign: str, content: str) -> None:
+    not_loaded = NvmlError(DRIVER_NOT_LOADED, "Driver Not Loaded")
+    # The library came with a package, as in many a container: no GPU is meant.
+    assert driver_fault(not_loaded, tmp_path) is None
+    assert driver_fault(NvmlError(None, "pynvml cannot be imported"), tmp_path) is None
+    assert driver_fault(NvmlError(VERSION_MISMATCH, "mismatch"), tmp_path) is not None
+    path = tmp_path / sign
+    path.parent.mkdir(parents=True)
+    path.write_text(content)
+    (path.parent / "vendor").write_text("0x10de\n")
+    fault = driver_fault(not_loaded, tmp_path)
+    assert fault is not None
+    assert "Driver Not Loaded; load it (`modprobe nvidia`)" in fault
+    assert "pynvml cannot be imported" in (driver_fault(NvmlError(None, "pynvml cannot be imported"), tmp_path) or "")
+
+
+def test_a_library_that_cannot_be_loaded_is_no_missing_library(tmp_path: Path) -> None:
+    """NVML's Python says the same of both; an image made with GPUs leaves an empty file behind."""
+    root = tmp_path / "root"
+    (root / "proc/driver/nvidia").mkdir(parents=True)
+    code = (
+        "import sys; from pathlib import Path; from scalestudy.cluster.nvml_library import NvmlError, driver_fault;"
+        f"print(driver_fault(NvmlError({LIBRARY_NOT_FOUND}, ''), Path(sys.argv[1])))"
+    )
+    said = []
+    for name in ("none", "damaged"):
+        (tmp_path / name).mkdir()
+        (tmp_path / "damaged/libnvidia-ml.so.1").touch() if name == "damaged" else None
+        environ = {**os.environ, "LD_LIBRARY_PATH": str(tmp_path / name)}
+        argv = [sys.executable, "-c", code, str(root)]
+        said.append(subprocess.run(argv, env=environ, check=True, capture_output=True, text=True).stdout.strip())
+    if (library := said[0]) == "None":
+        assert "libnvidia-ml.so.1: file too short; install the driver again" in said[1]
+    else:
+        pytest.skip(f"this machine has the library: {library}")

@@ -1,6 +1,7 @@
 """The command line as a user meets it: a process, its output and its exit code."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,8 +13,9 @@ import yaml
 SCALESTUDY = str(Path(sys.executable).with_name("scalestudy"))
 
 
-def scalestudy(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([SCALESTUDY, *map(str, arguments)], capture_output=True, text=True, timeout=120)
+def scalestudy(*arguments: str | Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    environ = os.environ | variables
+    return subprocess.run([SCALESTUDY, *map(str, arguments)], env=environ, capture_output=True, text=True, timeout=120)
 
 
 @pytest.fixture
@@ -133,6 +135,41 @@ def test_doctor_names_every_trainer_and_what_it_needs() -> None:
     assert told.returncode == 0
     for name in ("local", "slurm", "ray", "CPU", "GPU"):
         assert name in told.stdout
+
+
+def test_a_broken_driver_stops_studies_that_may_want_gpus_and_no_others(study: Path, nvml_standin: Path) -> None:
+    broken = {"LD_LIBRARY_PATH": str(nvml_standin), "NVML_STANDIN_INIT": "18"}
+    assert scalestudy("run", study, "--dry-run", **broken).returncode == 0
+    study.write_text(study.read_text().replace("device: cpu", "device: auto"))
+    told = scalestudy("run", study, "--dry-run", **broken)
+    assert told.returncode == 2
+    assert told.stderr.startswith(f"scalestudy: {study}: device: 'auto': NVIDIA's driver does not work here: ")
+    assert told.stderr.endswith("or use 'cpu'\n")
+    assert told.stderr.count("\n") == 1
+
+
+def test_the_doctor_names_what_does_not_work(nvml_standin: Path) -> None:
+    def gpus(listed: str | None = None, **variables: str) -> dict[str, tuple[bool, str]]:
+        code = (
+            "import json, sys; from scalestudy.launch.doctor import gpu_findings;"
+            f"found = gpu_findings({listed!r});"
+            "print(json.dumps([[one.subject, one.ready, f'{one.detail} -> {one.advice}'] for one in found]))"
+        )
+        environ = {**os.environ, "LD_LIBRARY_PATH": str(nvml_standin), **variables}
+        told = subprocess.run([sys.executable, "-c", code], env=environ, check=True, capture_output=True, text=True)
+        return {subject: (ready, text) for subject, ready, text in json.loads(told.stdout)}
+
+    found = gpus("0,1", NVML_STANDIN_FAILING="2:4,6:15")
+    assert found["GPU"][0]
+    assert "6 × Stand-in GPU, driver 575.00-standin; trials can use 2" in found["GPU"][1]
+    assert "CUDA_VISIBLE_DEVICES='0,1' shows 2" in found["GPU"][1]
+    assert found["gpu2"][1].startswith("Insufficient Permissions -> ask for it")
+    assert found["gpu6"] == (False, "GPU is lost -> reset it (`nvidia-smi --gpu-reset`) or reboot")
+    # Also where no GPU is asked for.
+    for listed in (None, ""):
+        ready, said = gpus(listed, NVML_STANDIN_INIT="18")["GPU"]
+        assert not ready
+        assert "mismatch; the driver was updated while it ran: reboot" in said
 
 
 def test_a_failed_trial_never_stops_the_study_and_is_exit_code_1(study: Path, tmp_path: Path) -> None:

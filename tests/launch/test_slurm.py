@@ -12,6 +12,7 @@ from scalestudy.launch.launcher import check_capacity, nodes_needed, unfit
 from scalestudy.launch.slurm import (
     SlurmLauncher,
     failed_tasks,
+    job_gpus,
     rank_addresses,
     step_environment,
     step_options,
@@ -20,6 +21,23 @@ from scalestudy.launch.slurm_ask import Node, gpu_count, log_pattern, parsed_nod
 from scalestudy.trainers.trial import Trial
 
 MakeTrial = Callable[..., Trial]
+
+
+@pytest.mark.parametrize(
+    ("environ", "gpus"),
+    [
+        ({}, 0),
+        ({"SLURM_GPUS_ON_NODE": "8", "SLURM_GPUS_PER_NODE": "a100:8"}, 8),
+        # In an salloc's shell, which sets no more.
+        ({"SLURM_GPUS_PER_NODE": "4"}, 4),
+        ({"SLURM_GPUS_PER_NODE": "a100:2,v100:1"}, 3),
+        ({"SLURM_GPUS_ON_NODE": "1", "CUDA_VISIBLE_DEVICES": "MIG-1"}, 1),
+        ({"SLURM_GPUS_ON_NODE": "7", "CUDA_VISIBLE_DEVICES": "MIG-1,MIG-2"}, 1),
+    ],
+)
+def test_gpus_of_a_job_are_those_that_a_trial_can_use(environ: dict[str, str], gpus: int) -> None:
+    assert job_gpus(environ)[0] == gpus
+    assert (job_gpus(environ)[1] is not None) == ("MIG-2" in str(environ))
 
 
 @pytest.mark.parametrize(

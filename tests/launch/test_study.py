@@ -134,6 +134,31 @@ def test_loader_workers_are_what_the_cpus_of_a_rank_can_carry_unless_the_study_s
     assert {trial.loader_workers for trial in trials(write(), Topology(nodes=1, cpus_per_node=32))} == {1}
 
 
+@pytest.mark.parametrize("device", ["auto", "gpu"])
+def test_gpus_that_cannot_be_used_are_not_silently_done_without(write: Write, device: str) -> None:
+    path = write(device=device)
+    broken = Topology(nodes=1, cpus_per_node=8, gpu_fault="NVIDIA's driver does not work here: why; reboot")
+    with pytest.raises(InputError) as caught:
+        resolve(load_study(path), path, broken)
+    assert (
+        str(caught.value)
+        == f"{path}: device: '{device}': NVIDIA's driver does not work here: why; reboot; or use 'cpu'"
+    )
+    on_cpu = write(device="cpu")
+    assert resolve(load_study(on_cpu), on_cpu, broken).device == "cpu"
+
+
+def test_more_gpus_than_can_be_used_are_refused_with_the_reason(write: Write) -> None:
+    one = Topology(nodes=1, cpus_per_node=8, gpus_per_node=1, gpu_limit="why")
+    path = write(device="gpu", world_sizes=[2], devices_per_node=2)
+    with pytest.raises(InputError, match=r"a node has 1 gpu devices \(why\); use at most 1"):
+        resolve(load_study(path), path, one)
+    path = write(device="gpu", world_sizes=[2])
+    study = load_study(path)
+    with pytest.raises(InputError, match=r"with 1 gpu devices \(why\); use at most 1"):
+        check_capacity(study_trials(study, path, resolve(study, path, one)), path, "local", one)
+
+
 def test_the_order_is_shuffled_by_the_seed_repeat_by_repeat(write: Write) -> None:
     first, again, other = trials(write()), trials(write()), trials(write(seed=2))
     assert first == again
