@@ -113,9 +113,7 @@ def broken_image(folder: Path, limit_s: float) -> str:
         with os.scandir(folder / name) as entries:
             for entry in entries:
                 if time.monotonic() > ends_s:
-                    return (
-                        f"{folder}: an image is not readable; it is none of the {seen} that {limit_s:g} s sufficed for"
-                    )
+                    return f"{folder}: an image is not readable, none of the {seen} looked at in {limit_s:g} s"
                 if entry.name.lower().endswith(IMAGE_SUFFIXES):
                     if not _readable(entry.path):
                         return f"{entry.path}: not a readable image"

@@ -46,6 +46,8 @@ _LOOK_LIMIT_S = 30.0
 
 def main() -> None:
     """Run one rank; exits 1 where others may wait for it."""
+    # Where a library crashes, the rank's log says in which of our calls.
+    faulthandler.enable()
     folder = Path(sys.argv[1])
     if ADDRESSES in os.environ:
         os.environ.update(step_environ(os.environ))

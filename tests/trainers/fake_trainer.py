@@ -58,9 +58,8 @@ class FakeTrainer:
     def next_batch(self) -> None:
         self._go("next_batch")
 
-    def all_reduce(self, values: Callable[[int], NDArray[np.float32]]) -> Callable[[], None]:
-        count = len(values(self._rank.rank))
-        return lambda: self._go(f"all_reduce of {count}")
+    def all_reduce(self, values: Callable[[int], NDArray[np.float32]]) -> "FakeAllReduce":
+        return FakeAllReduce(values(self._rank.rank), self._go)
 
     def kept(self) -> Callable[[], None]:
         self._go("kept")
@@ -130,6 +129,20 @@ class FakeTrainer:
                 # Without a signal handler's chance: as a library that holds the interpreter's lock.
                 signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
                 time.sleep(600)
+
+
+class FakeAllReduce:
+    """Of a rank that is alone."""
+
+    def __init__(self, message: NDArray[np.float32], go: Callable[[str], None]) -> None:
+        self._message = message
+        self._go = go
+
+    def __call__(self) -> None:
+        self._go(f"all_reduce of {len(self._message)}")
+
+    def sums(self) -> list[NDArray[np.float32]]:
+        return [self._message]
 
 
 if __name__ == "__main__":

@@ -78,8 +78,8 @@ OTHER = [
     RuntimeError("unsupported memory format option ChannelsLast"),
     named("OutOfResources", "out of resource: shared memory, Required: 262144, Hardware limit: 232448."),
     RuntimeError("CUDA error: too many resources requested for launch"),
-    RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that dataloader's workers are "
-                 "out of shared memory. Please try to raise your shared memory limit."),
+    RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that dataloader's workers "
+                 "are out of shared memory. Please try to raise your shared memory limit."),
     RuntimeError("unable to write to file </torch_7_1_0>: No space left on device (28)"),
     OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
     named("ResourceExhaustedError", "/data/x.jpg; Too many open files"),

@@ -1,6 +1,7 @@
 """What a rank does around its training, in order: the real `run` drives a trainer without a framework."""
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -42,10 +43,13 @@ def run_rank(
 
     def run_rank(failures: dict[str, str] | None = None, cause_windows: int = 1, **changes: Any) -> RankReport:
         monkeypatch.setenv("FAKE_FAILURES", json.dumps({"0": failures or {}}))
-        # The rank pins its process; this one stays where it is.
-        monkeypatch.setattr("scalestudy.trainers.worker.pin", lambda _: None)
         trial = make_trial(measurement=Measurement(**QUICK, cause_windows=cause_windows), **changes)
-        told = run(trial, RANK, tmp_path)
+        own = os.sched_getaffinity(0)
+        try:
+            told = run(trial, RANK, tmp_path)
+        finally:
+            # A rank pins its process.
+            os.sched_setaffinity(0, own)
         assert told == left(tmp_path)
         return told
 
@@ -72,7 +76,7 @@ def test_a_rank_that_cannot_connect_fails_in_rendezvous(run_rank: Run, fake: Mod
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"sweep": Sweep(smallest_bytes=4, largest_bytes=4)}], ids=["training", "sweep"]
+    "changes", [{}, {"sweep": Sweep(smallest_bytes=4, largest_bytes=4, window_s=1e-4)}], ids=["training", "sweep"]
 )
 @pytest.mark.parametrize("trainer", TRAINERS)
 def test_the_report_is_whole_before_the_trainer_is_closed(
@@ -80,7 +84,6 @@ def test_the_report_is_whole_before_the_trainer_is_closed(
 ) -> None:
     before: list[RankReport] = []
     monkeypatch.setattr(fake.FakeTrainer, "close", lambda _: before.append(left(tmp_path)))
-    monkeypatch.setattr("scalestudy.trainers.worker.sweep", lambda *_: ())
     after = run_rank(trainer=trainer, **changes)
     [whole] = before
     assert after.phases.keys() - whole.phases.keys() == {"close"}
