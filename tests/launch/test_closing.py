@@ -43,11 +43,9 @@ def run_ranks(tmp_path: Path, make_trial: Callable[..., Trial], monkeypatch: pyt
         study_name="t", study_text="name: t", costs=Costs(), host=this_host(), scalestudy="0", git_commit=None
     )
 
-    def run_ranks(
-        failures: dict[int, dict[str, str]], cause_windows: int, deadline_s: float
-    ) -> tuple[Record, list[str]]:
+    def run_ranks(failures: dict[int, dict[str, str]], deadline_s: float = 60) -> tuple[Record, list[str]]:
         monkeypatch.setenv("FAKE_FAILURES", json.dumps(failures))
-        plan = Measurement(**QUICK, cause_windows=cause_windows, deadline_s=deadline_s)
+        plan = Measurement(**QUICK, cause_windows=1, deadline_s=deadline_s)
         trial = make_trial(world_size=2, measurement=plan)
         record = run_trial(trial, folder, LocalLauncher({"torch-ddp": str(interpreter)}), origin, Silent())
         return record, [(folder.trial_path(trial) / f"rank-{rank}.log").read_text() for rank in range(2)]
