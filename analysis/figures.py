@@ -303,7 +303,7 @@ def step_time(spread: pd.DataFrame) -> Figure:
 
 
 def memory(points: pd.DataFrame) -> Figure:
-    """Draw the peak memory of the fullest process."""
+    """Draw the peak memory of the fullest process, and as a line that of the warm-up where it is larger."""
     points, looks = _readable(points), _looks(points)
 
     def draw(axes: Axes, rows: pd.DataFrame) -> None:
@@ -321,9 +321,11 @@ def memory(points: pd.DataFrame) -> Figure:
             ax=axes,
         )
         upright = len(rows) > 6
-        for series, container in zip(present, axes.containers, strict=False):
-            for bar in container:
+        for series, container in zip(present, list(axes.containers), strict=False):
+            warm_up_mib = rows[rows.series == series].sort_values("world_size").warm_up_peak_bytes / 2**20
+            for bar, peak_mib in zip(container, warm_up_mib, strict=False):
                 bar.set(hatch=looks[series].hatch, edgecolor="white")
+                axes.hlines(peak_mib, bar.get_x(), bar.get_x() + bar.get_width(), color="black", linewidth=1.5)
             axes.bar_label(
                 container,  # type: ignore[arg-type]
                 fmt="{:,.0f}",

@@ -15,7 +15,7 @@ from scalestudy.analysis import devices, placement
 from scalestudy.analysis.steadiness import steadiness
 from scalestudy.trainers.files import RECORD_NAME, read_record, record_paths
 from scalestudy.trainers.options import changes
-from scalestudy.trainers.record import RankReport, Record, Window
+from scalestudy.trainers.record import Memory, RankReport, Record, Window
 from scalestudy.trainers.trainer import series_name
 from scalestudy.trainers.trial import Trial
 
@@ -23,6 +23,7 @@ SETUP_PHASES = ("import", "rendezvous", "build", "first_step")
 PHASES = (*SETUP_PHASES, "warm_up")
 # Percentiles of a rank's local steps, timed one by one; last: the share in which it was the last of all ranks.
 RANK_COLUMNS = ["trial", "rank", "host", "last", "p05_s", "p25_s", "p50_s", "p75_s", "p95_s"]
+_PHASE_WORDS = {"causes": "the parts of a step", "test": "the test accuracy"}
 _PERCENTILES = (5, 25, 50, 75, 95)
 
 
@@ -33,7 +34,8 @@ class Frames:
     trials: a row a trial. windows: trial, window, step_time_s (of the slowest rank). losses: trial, step, images, loss
     (mean over processes). phases: trial, phase, seconds (of the slowest rank). memory: trial, rank, peak_memory_bytes.
     devices: what each device did, by phase and window, see `devices.USE_COLUMNS`. notices: trial, kind, text: what a
-    reader must know of the devices. ranks: a row a rank of how it steps alone, see `RANK_COLUMNS`.
+    reader must know of the devices and of what is missing. ranks: a row a rank of how it steps alone, see
+    `RANK_COLUMNS`.
     """
 
     trials: pd.DataFrame
@@ -105,6 +107,9 @@ def frames(records: Iterable[Record], trials_path: Path) -> Frames:
         row["first_step_s"] = phase_s.get("first_step")
         row["setup_s"] = sum(phase_s[phase] for phase in SETUP_PHASES if phase in phase_s)
         row["peak_memory_bytes"] = max((size for _, _, size in processes), default=None)
+        row["warm_up_peak_bytes"] = max(
+            (_peak_bytes(report.warm_up_memory) for report in record.reports if report.warm_up_memory), default=None
+        )
         row["test_accuracy"] = record.reports[0].test_accuracy
         row["parameter_count"] = record.reports[0].parameter_count
         row["told_devices"] = sum(report.replicas for report in record.reports)
@@ -121,6 +126,7 @@ def frames(records: Iterable[Record], trials_path: Path) -> Frames:
         sampled = devices.nodes(record, trials_path / record.trial.folder_name)
         use += devices.use_rows(record, sampled)
         notices += devices.notices(record, sampled)
+        notices += missing_parts(record)
     if any(row["nodes"] > 1 for row in trials):
         # Eight devices of one node are not the same as one of eight nodes; on one node there is nothing to tell apart.
         for row in trials:
@@ -264,9 +270,19 @@ def slowest_phases(reports: tuple[RankReport, ...]) -> dict[str, float]:
 
 
 def peak_memory_bytes(report: RankReport) -> int:
-    """Return the device's peak where the framework counts it, else what the process had resident."""
+    """Return the device's peak in the timed windows where the framework counts it, else the process' resident one."""
     assert report.memory is not None
-    return report.memory.peak_allocated_bytes or report.memory.peak_resident_bytes
+    return _peak_bytes(report.memory)
+
+
+def missing_parts(record: Record) -> Iterator[tuple[str, str, str]]:
+    """Yield trial, kind and text of what a trial was to measure after its timed windows and could not."""
+    for phase, why in record.missing.items():
+        yield record.trial.id, "without", f"{_PHASE_WORDS.get(phase, phase)}: {why}"
+
+
+def _peak_bytes(memory: Memory) -> int:
+    return memory.peak_allocated_bytes or memory.peak_resident_bytes
 
 
 def _losses(record: Record) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
@@ -326,6 +342,7 @@ _TRIAL_COLUMNS = [
     "first_step_s",
     "setup_s",
     "peak_memory_bytes",
+    "warm_up_peak_bytes",
     "test_accuracy",
     "parameter_count",
     "training_images",

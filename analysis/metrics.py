@@ -256,6 +256,15 @@ def points(trials: pd.DataFrame) -> pd.DataFrame:
     )
 
 
+def with_warm_up_peaks(table: pd.DataFrame, trials: pd.DataFrame) -> pd.DataFrame:
+    """Add warm_up_peak_bytes, the median over a point's repeats, where it is larger than peak_memory_bytes."""
+    _need(table, [*POINT, "peak_memory_bytes"])
+    peaks = trials.groupby(POINT).warm_up_peak_bytes.median().reset_index()
+    joined = table.merge(peaks, on=POINT, how="left")
+    larger = joined.warm_up_peak_bytes.astype(float) > joined.peak_memory_bytes
+    return joined.assign(warm_up_peak_bytes=joined.warm_up_peak_bytes.where(larger).astype(float))
+
+
 def costs(table: pd.DataFrame, given: Costs) -> pd.DataFrame:
     """Return a row a point: what a million images cost and emit, and an epoch where its images are known.
 

@@ -40,6 +40,8 @@ def write_report(out: Path, prices: Mapping[str, float] | None = None) -> Writte
     trials = metrics.with_efficiency(metrics.with_throughput(trials))
     trials = metrics.with_causes(metrics.with_devices(trials, found.devices))
     points = metrics.points(trials)
+    if len(points):
+        points = metrics.with_warm_up_peaks(points, trials)
     compared = metrics.comparisons(points, trials) if len(points) else pd.DataFrame()
     compared.to_csv(out / "comparisons.csv", index=False)
     traps = pd.DataFrame(fairness.traps(trials), columns=devices.NOTICE_COLUMNS)
@@ -360,6 +362,7 @@ _NOTICES = {
     "clock": "came out otherwise by the device's clock than by the host's: not to be trusted",
     "error": "had a device report an error",
     "telemetry": "has no telemetry of a node",
+    "without": "stopped after the timed windows, which stand, and did not measure what was to follow",
     "short": "ended after too short a time to be believed",
     "shared cores": "had ranks share the hardware threads of a core: its efficiency is in part that of hyper-threading",
     "far from GPU": "had ranks on CPUs of another NUMA node than their GPU: copies to it take the longer way",
@@ -388,10 +391,11 @@ _CAPTIONS = {
     "speedup": "Throughput over that at the smallest world size measured; "
     "the dashed line is where every added device counts in full.",
     "step_time": "Seconds a step of the slowest rank, window by window, over all repeats.",
-    "memory": "Median over repeats of the fullest process: on GPU the device allocator's peak, on CPU the resident "
-    "set. A tf-mirrored process holds all devices of its node.",
-    "set_up": "Median over repeats, slowest rank. Framework import, meeting the other ranks, building model and input, "
-    "the first step (with compilation), and the warm-up.",
+    "memory": "Median over repeats of the fullest process: on GPU the device allocator's peak in the timed windows, on "
+    "CPU the resident set's since the start. A line above a bar is the peak of the warm-up, where it is larger: a "
+    "device needs so much. A tf-mirrored process holds all devices of its node.",
+    "set_up": "Median over repeats, slowest rank. Framework import, meeting the other ranks and connecting to them, "
+    "building model and input, the first step (with compilation), and the warm-up.",
     "ways": "Median throughput over that of the same trainer with nothing changed, on as many devices; "
     "an interval that reaches across the line shows no difference.",
     "compilation": "Seconds so far over steps so far, on the smallest world size: tracing, compiling and capturing are "

@@ -16,14 +16,16 @@ from scalestudy.trainers.trial import Measurement, Trial
 _MOST = 2**16
 # The first step makes the optimizer's state, the second needs it beside the gradients: three hold all there is.
 _TRY = {"windows": 2, "window_s": 1e-3, "warm_up_max_s": 0.0, "telemetry_hz": 0.0}
+_WITHOUT_CAUSES = "; the training fits: measurement.cause_windows: 0 measures it without the parts of a step"
 
 
 def settle_batches(study: Study, path: Path, layout: Layout, try_out: Callable[[Trial], Record]) -> Study:
     """Return the study with a number for every `auto`.
 
     One number a model, so that all do the same work: the largest power of two with which every trainer, execution,
-    option and precision of the study fits into the memory of its devices, at the largest world size. Raises InputError
-    where not even one image a device does, and where a try fails for another reason.
+    option and precision of the study fits into the memory of its devices, at the largest world size, together
+    with the parts of a step where they are to be timed. Raises InputError where not even one image a device does, and
+    where a try fails for another reason.
     """
     if layout.device == "cpu" and study.searches_batch:
         raise InputError(
@@ -62,7 +64,10 @@ class Tries:
 def _largest(study: Study, model: ModelEntry, path: Path, layout: Layout, try_out: Callable[[Trial], Record]) -> int:
     place = f"{path}: models.{study.models.index(model)} ({model.name}): batch: 'auto'"
     largest = max(study.world_sizes)
-    quick = Measurement(**(study.measurement.model_dump() | _TRY))
+    # Where the study times the parts of a step they must fit too: batches and networks of their own are made for them.
+    quick = Measurement(
+        **(study.measurement.model_dump() | _TRY | {"cause_windows": min(1, study.measurement.cause_windows)})
+    )
     reasons: dict[int, str] = {}
 
     def trials(batch: int) -> list[Trial]:
@@ -73,8 +78,8 @@ def _largest(study: Study, model: ModelEntry, path: Path, layout: Layout, try_ou
     def too_large(exponent: int) -> bool:
         for trial in trials(2**exponent):
             record = try_out(trial)
-            if record.outcome == "oom":
-                reasons[exponent] = record.reason or ""
+            if reason := record.out_of_memory:
+                reasons[exponent] = reason if record.outcome == "oom" else f"{reason}{_WITHOUT_CAUSES}"
                 return True
             if record.outcome != "ok":
                 raise InputError(

@@ -1,13 +1,13 @@
 """How a trial ended, judged from what its ranks left."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, median
 from typing import NamedTuple
 
 from scalestudy.launch.launcher import Exit
-from scalestudy.trainers.record import Outcome, RankReport
+from scalestudy.trainers.record import Outcome, RankError, RankReport
 from scalestudy.trainers.trial import Trial
 
 _QUOTED_LINES = 5
@@ -24,30 +24,34 @@ class Ending(NamedTuple):
 
 
 def ending(trial: Trial, ended: Exit, reports: Sequence[RankReport], folder: Path) -> Ending:
-    """Judge a trial: how its processes ended first, then whether what they measured may be believed."""
+    """Judge a trial: by what its ranks reported and, where that is not all or an error, by how their processes ended.
+
+    A rank reports without an error once all is measured: what becomes of its process then is no matter, if it crashes
+    or hangs in closing, is ended because another did, or is beyond the deadline. But on a node that failed nothing is
+    to be believed.
+    """
     if ended.lost_nodes:
         several = len(ended.lost_nodes) > 1
         lost = ", ".join(ended.lost_nodes)
         return Ending("failed", f"node{'s' if several else ''} {lost} failed under the trial", retry=True)
-    errors = [(report.rank.rank, report.error) for report in reports if report.error]
-    for rank, error in errors:
+    errors = {report.rank.rank: report.error for report in reports if report.error}
+    for rank, error in errors.items():
         if error.kind == "oom":
             return Ending("oom", f"rank {rank}: {error.message}")
+    if not errors and len(reports) == len(ended.codes):
+        return (None if trial.sweep else _diverged(trial, reports)) or Ending("ok")
     if ended.timed_out:
         return Ending("timeout", f"not done within deadline_s = {trial.measurement.deadline_s:g}; {_last(folder, 0)}")
     if ended.first_failed is not None:
-        return Ending("failed", _failure(ended, dict(errors), folder))
-    if len(reports) != len(ended.codes):
-        return Ending("failed", f"expected {len(ended.codes)} rank reports, got {len(reports)}")
-    return (None if trial.sweep else _diverged(trial, reports)) or Ending("ok")
+        return Ending("failed", _failure(ended.first_failed, ended, errors, folder))
+    if errors:
+        return Ending("failed", _failure(min(errors), ended, errors, folder))
+    return Ending("failed", f"expected {len(ended.codes)} rank reports, got {len(reports)}")
 
 
-def _failure(ended: Exit, errors: dict[int, object], folder: Path) -> str:
-    rank = ended.first_failed
-    assert rank is not None
-    error = errors.get(rank)
-    if error is not None:
-        return f"rank {rank}: {getattr(error, 'message', error)}"
+def _failure(rank: int, ended: Exit, errors: Mapping[int, RankError], folder: Path) -> str:
+    if rank in errors:
+        return f"rank {rank}: {errors[rank].message}"
     code = ended.codes[rank]
     how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
     hint = " (out of memory on the host?)" if code == -9 else ""

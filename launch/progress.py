@@ -147,7 +147,10 @@ class TriedLines:
 
     def finished(self, record: Record) -> None:
         """Print what was tried and whether it fits."""
-        ended = {"ok": "[green]fits[/]", "oom": "does not fit"}.get(record.outcome) or _ended(record)
+        if record.out_of_memory:
+            ended = "does not fit" if record.outcome == "oom" else "fits, but not with the parts of a step"
+        else:
+            ended = "[green]fits[/]" if record.outcome == "ok" else _ended(record)
         self._console.print(
             f"tried {escape(described(record.trial))} · {record.trial.per_device_batch} images a device: {ended}",
             soft_wrap=True,
@@ -171,4 +174,5 @@ def _ended(record: Record) -> str:
         return f"[bold red]{record.outcome}[/]: {escape(record.reason or '')}"
     if record.trial.sweep:
         return f"[green]ok[/], {len(record.reports[0].collectives)} sizes, every sum right"
-    return f"[green]ok[/], {record.throughput_images_per_s:,.0f} images/s"
+    missing = "".join(f"; without its phase {phase!r}: {escape(why)}" for phase, why in record.missing.items())
+    return f"[green]ok[/], {record.throughput_images_per_s:,.0f} images/s{missing}"

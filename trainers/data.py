@@ -2,6 +2,9 @@
 
 import gzip
 import math
+import os
+import re
+import time
 from dataclasses import dataclass
 from importlib.metadata import files
 from pathlib import Path
@@ -15,6 +18,9 @@ Images = NDArray[np.float32]
 Labels = NDArray[np.int64]
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+# What TensorFlow decodes, whatever a file is called, in Pillow's words; MPO is a JPEG of several pictures.
+_DECODED_FORMATS = ("JPEG", "MPO", "PNG", "GIF", "BMP", "WEBP")
+_UNDECODABLE = re.compile(r"decode_?(?:image|jpeg|png|gif|bmp|webp)|unknown image file format", re.IGNORECASE)
 # ImageNet's channel means and deviations, of pixels in 0..1: what torchvision and Keras normalize with. Numpy would
 # turn a tuple into float64, and the pixels with it.
 CHANNEL_MEAN = np.array((0.485, 0.456, 0.406), np.float32)
@@ -95,9 +101,25 @@ def mnist_files(folder: Path) -> tuple[Path, ...]:
     return tuple(_mnist_file(folder, name) for name in _MNIST_FILES)
 
 
-def first_unreadable(paths: tuple[str, ...]) -> str | None:
-    """Return the first image that cannot be decoded: TensorFlow's own error does not name it."""
-    return next((path for path in paths if not _readable(path)), None)
+def undecodable(error: Exception) -> bool:
+    """Return whether this is TensorFlow's error of an image that it cannot decode, which does not name the file."""
+    return type(error).__name__ == "InvalidArgumentError" and _UNDECODABLE.search(str(error)) is not None
+
+
+def broken_image(folder: Path, limit_s: float) -> str:
+    """Say which image of a folder cannot be decoded; a large one is looked through as far as the time goes."""
+    ends_s = time.monotonic() + limit_s
+    seen = 0
+    for name in class_names(folder):
+        with os.scandir(folder / name) as entries:
+            for entry in entries:
+                if time.monotonic() > ends_s:
+                    return f"{folder}: an image is not readable, none of the {seen} looked at in {limit_s:g} s"
+                if entry.name.lower().endswith(IMAGE_SUFFIXES):
+                    if not _readable(entry.path):
+                        return f"{entry.path}: not a readable image"
+                    seen += 1
+    return f"{folder}: TensorFlow cannot decode an image, though Pillow reads all {seen}"
 
 
 def synthetic_batches(data: Data, batch: int, count: int, seed: int, rank: int) -> tuple[Images, Labels]:
@@ -203,6 +225,10 @@ def _readable(path: str) -> bool:
     try:
         with Image.open(path) as image:
             image.load()
-    except (OSError, SyntaxError):
+            return image.format in _DECODED_FORMATS
+    except MemoryError:
+        # Which says nothing of the image.
+        return True
+    except Exception:
+        # Pillow's plug-ins raise what they like.
         return False
-    return True

@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from statistics import median
 
 from scalestudy.cluster.clock import now_s
-from scalestudy.trainers.record import LossPoint, Window
+from scalestudy.trainers.record import LossPoint, Memory, Window
 from scalestudy.trainers.trainer import Trainer
 from scalestudy.trainers.trial import Measurement
 
@@ -28,6 +29,9 @@ class Measured:
     warm_up_steady: bool = False
     windows: list[Window] = field(default_factory=list)
     losses: list[LossPoint] = field(default_factory=list)
+    # Peaks up to the end of the warm-up, and in the timed windows.
+    warm_up_memory: Memory | None = None
+    memory: Memory | None = None
 
 
 @dataclass
@@ -68,6 +72,9 @@ def measure(trainer: Trainer, plan: Measurement, progress: Callable[[Measured], 
         steps = steps_for(plan.window_s * _WARM_UP_SHARE, step_s)
         progress(seen)
 
+    seen.warm_up_memory = trainer.memory()
+    # The first steps hold what no later one does, above all the workspaces of every algorithm that cuDNN tries.
+    trainer.reset_peaks()
     steps = steps_for(plan.window_s, min(steps_s[-_WARM_UP_SPAN:])) if steps_s else 1
     spent_s = 0.0
     while len(seen.windows) < plan.windows and spent_s < plan.measure_max_s:
@@ -75,6 +82,7 @@ def measure(trainer: Trainer, plan: Measurement, progress: Callable[[Measured], 
         seen.windows.append(taken)
         spent_s += step_s * steps
         progress(seen)
+    seen.memory = trainer.memory()
     return seen
 
 
@@ -92,17 +100,23 @@ def measure_causes(trainer: Trainer, windows: int, steps: int, *, resident: bool
     if not alone and trainer.exchanged_bytes() is not None:
         parts += [(seen.exchange, trainer.exchange_step)]
     put_back = trainer.kept()
-    for index in range(_CAUSES_WARM_UP + windows):
-        for taken, step in parts:
-            # The first ones trace, compile and fill caches.
-            window = timed_window(trainer, steps if index >= _CAUSES_WARM_UP else 1 + index, step)
-            trainer.max_over_ranks(0.0)
-            if index >= _CAUSES_WARM_UP:
-                taken.append(window)
-    for _ in range(min(max(windows * steps, _FEWEST_SINGLE_STEPS), _MOST_SINGLE_STEPS)):
-        window = timed_window(trainer, 1, trainer.local_step)
-        # Of a nanosecond nothing is known.
-        seen.local_step_times_s.append(round(window.end_s - window.start_s, 9))
+    try:
+        for index in range(_CAUSES_WARM_UP + windows):
+            for taken, step in parts:
+                # The first ones trace, compile and fill caches.
+                window = timed_window(trainer, steps if index >= _CAUSES_WARM_UP else 1 + index, step)
+                trainer.max_over_ranks(0.0)
+                if index >= _CAUSES_WARM_UP:
+                    taken.append(window)
+        for _ in range(min(max(windows * steps, _FEWEST_SINGLE_STEPS), _MOST_SINGLE_STEPS)):
+            window = timed_window(trainer, 1, trainer.local_step)
+            # Of a nanosecond nothing is known.
+            seen.local_step_times_s.append(round(window.end_s - window.start_s, 9))
+    except BaseException:
+        # The first error is the one to tell.
+        with suppress(Exception):
+            put_back()
+        raise
     put_back()
     return seen
 

@@ -44,7 +44,10 @@ class LossPoint(NamedTuple):
 
 
 class Memory(Frozen):
-    """Memory of one process in bytes; allocated and reserved are the device allocator's, null without one."""
+    """Peaks of one process in bytes: resident since it began, allocated and reserved since the allocator's last reset.
+
+    Those two are null where no device has an allocator. Records without `warm_up_memory` were never reset.
+    """
 
     peak_resident_bytes: int
     peak_allocated_bytes: int | None = None
@@ -75,12 +78,16 @@ class Placement(Frozen):
 
 
 class RankError(Frozen):
-    """Why a rank failed, in one line."""
+    """Why a rank failed, or one of its phases did, in one line."""
 
     kind: ErrorKind
     message: str
     # What the device's allocator held when memory ran out, as the framework prints it.
     allocator: str | None = None
+
+
+# Of a phase that a rank had begun when it wrote its report for safety.
+CUT_SHORT = RankError(kind="failed", message="its process ended before it was done; see its log")
 
 
 class RankReport(Frozen):
@@ -114,6 +121,9 @@ class RankReport(Frozen):
     test_accuracy: float | None = None
     # Of an epoch; null where the data are synthetic and never end.
     training_images: int | None = None
+    # Up to the end of the warm-up, when cuDNN has tried all its algorithms; and in the timed windows alone. What comes
+    # after them, checks, parts of a step and test, is in neither.
+    warm_up_memory: Memory | None = None
     memory: Memory | None = None
     parameter_count: int | None = None
     parameter_checksums: tuple[str, ...] = ()
@@ -122,6 +132,8 @@ class RankReport(Frozen):
     software: Software | None = None
     # Null in records from before it was told.
     placement: Placement | None = None
+    # By phase, why what comes after the timed windows and the checks was not done. The trial stands without it.
+    missing: dict[str, RankError] = {}
     error: RankError | None = None
 
 
@@ -167,3 +179,29 @@ class Record(Frozen):
         """Global batch × steps over the slowest rank's time, of a trial that ended ok."""
         slowest_s = max(sum(window.end_s - window.start_s for window in report.windows) for report in self.reports)
         return self.trial.global_batch * sum(window.steps for window in self.reports[0].windows) / slowest_s
+
+    @property
+    def missing(self) -> dict[str, str]:
+        """By phase, which rank could not do what comes after the timed windows, and why."""
+        found: dict[str, tuple[int, RankError]] = {}
+        for report in self.reports:
+            for phase, error in report.missing.items():
+                # Ranks that waited for the one that failed were cut short.
+                if phase not in found or found[phase][1] == CUT_SHORT:
+                    found[phase] = report.rank.rank, error
+        return {phase: f"rank {rank}: {error.message}" for phase, (rank, error) in found.items()}
+
+    @property
+    def out_of_memory(self) -> str | None:
+        """Why the trial does not fit into memory, if it does not: all of it, or what comes after the timed windows."""
+        if self.outcome == "oom":
+            return self.reason
+        return next(
+            (
+                f"rank {report.rank.rank}, in the phase {phase!r}: {error.message}"
+                for report in self.reports
+                for phase, error in report.missing.items()
+                if error.kind == "oom"
+            ),
+            None,
+        )

@@ -53,9 +53,7 @@ class TfTrainer:
 
     @staticmethod
     def allocator_summary() -> str | None:
-        held = {
-            gpu.name: tf.config.experimental.get_memory_info(gpu.name) for gpu in tf.config.list_logical_devices("GPU")
-        }
+        held = {name: tf.config.experimental.get_memory_info(name) for name in _gpu_names()}
         return "\n".join(f"{name}: {info}" for name, info in held.items()) or None
 
     def step(self) -> None:
@@ -121,11 +119,13 @@ class TfTrainer:
     def memory(self) -> Memory:
         if self._trial.device != "gpu":
             return Memory(peak_resident_bytes=peak_resident_bytes())
-        peaks = [
-            tf.config.experimental.get_memory_info(device.name.removeprefix("/device:"))["peak"]
-            for device in tf.config.list_logical_devices("GPU")
-        ]
+        peaks = [tf.config.experimental.get_memory_info(name)["peak"] for name in _gpu_names()]
         return Memory(peak_resident_bytes=peak_resident_bytes(), peak_allocated_bytes=max(peaks))
+
+    def reset_peaks(self) -> None:
+        if self._trial.device == "gpu":
+            for name in _gpu_names():
+                tf.config.experimental.reset_memory_stats(name)
 
     def parameters(self) -> Mapping[str, NDArray[np.float32]]:
         return self.replicas()[0]
@@ -220,3 +220,8 @@ def take_gpus(first: int, count: int = 1) -> None:
     tf.config.set_visible_devices(gpus, "GPU")
     for gpu in gpus:
         tf.config.experimental.set_memory_growth(gpu, True)
+
+
+def _gpu_names() -> list[str]:
+    """Return the GPUs in use, as TensorFlow's counters of memory want them named."""
+    return [device.name.removeprefix("/device:") for device in tf.config.list_logical_devices("GPU")]

@@ -168,6 +168,10 @@ class TorchTrainer:
             peak_reserved_bytes=torch.cuda.max_memory_reserved(self._device),
         )
 
+    def reset_peaks(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._device)
+
     def parameters(self) -> Mapping[str, NDArray[np.float32]]:
         return {
             name: parameter.detach().cpu().numpy()

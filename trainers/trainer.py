@@ -85,7 +85,10 @@ class Trainer(Protocol):
         """Return the share of test images named rightly, or None without a test split."""
 
     def memory(self) -> Memory:
-        """Return peaks since the process began."""
+        """Return the process' peak, and the device allocator's since `reset_peaks` or, before it, since the start."""
+
+    def reset_peaks(self) -> None:
+        """Count the device allocator's peaks from what it holds now."""
 
     def parameters(self) -> Mapping[str, NDArray[np.float32]]:
         """Return the trainable parameters by the model spec's names and in its layout."""

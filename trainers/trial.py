@@ -45,6 +45,11 @@ class Data(Frozen):
         """Whether there is something to learn, so that the loss must fall."""
         return self.source in ("digits", "images", "mnist")
 
+    @property
+    def has_test(self) -> bool:
+        """Whether a part of the images is held out for a test."""
+        return self.source in ("digits", "mnist")
+
 
 class Optimizer(Frozen):
     """SGD with momentum or Adam, with the same arithmetic in every framework."""

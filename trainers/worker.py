@@ -3,6 +3,7 @@
 It reads `trial.json`, measures, and leaves `rank-N.json`; rank 0 tells how far it is in `progress.jsonl`.
 """
 
+import faulthandler
 import hashlib
 import json
 import os
@@ -10,8 +11,8 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,23 +20,35 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scalestudy.cluster.clock import now_s
+from scalestudy.cluster.cuda_memory import least_free_share
 from scalestudy.cluster.host import process_age_s, this_host
 from scalestudy.cluster.rank import Rank
 from scalestudy.cluster.slurm_step import ADDRESSES, step_environ
 from scalestudy.cluster.telemetry import Sampling
 from scalestudy.trainers.collectives import sweep
-from scalestudy.trainers.data import first_unreadable, list_images, training_images
+from scalestudy.trainers.data import broken_image, training_images, undecodable
 from scalestudy.trainers.files import write_atomically
 from scalestudy.trainers.measure import Measured, measure, measure_causes
+from scalestudy.trainers.out_of_memory import is_doubtful, shared_memory_advice, whose_memory
 from scalestudy.trainers.pinning import take_place
-from scalestudy.trainers.record import RankError, RankReport
+from scalestudy.trainers.record import CUT_SHORT, RankError, RankReport
 from scalestudy.trainers.software import capture
-from scalestudy.trainers.trainer import TRAINERS
+from scalestudy.trainers.trainer import TRAINERS, Trainer
 from scalestudy.trainers.trial import Trial
+
+# One for algorithms of small messages, and 16 MiB for those of large ones.
+_CONNECTING_VALUES = (1, 2**22)
+_PARTS = ("whole", "resident", "local", "input", "exchange")
+# A process group that is left in order needs a second or two.
+CLOSE_LIMIT_S = 60.0
+# So long a broken image is looked for while the other ranks wait.
+_LOOK_LIMIT_S = 30.0
 
 
 def main() -> None:
-    """Run one rank; exits 1 after writing a report that says why."""
+    """Run one rank; exits 1 where others may wait for it."""
+    # Where a library crashes, the rank's log says in which of our calls.
+    faulthandler.enable()
     folder = Path(sys.argv[1])
     if ADDRESSES in os.environ:
         os.environ.update(step_environ(os.environ))
@@ -44,28 +57,58 @@ def main() -> None:
         threading.Thread(target=_die_with_launcher, daemon=True).start()
     trial = Trial.model_validate_json((folder / "trial.json").read_bytes())
     report = run(trial, rank, folder)
-    write_atomically(folder / f"rank-{rank.rank}.json", report.model_dump_json())
     # A framework's threads can hang or crash while the interpreter is torn down; the report is safe, so leave.
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(0 if report.error is None else 1)
+    os._exit(0 if "close" in report.phases else 1)
 
 
 def run(trial: Trial, rank: Rank, folder: Path) -> RankReport:
-    """Measure one rank and report, also when it fails."""
+    """Measure one rank and leave its report, also when it fails; only then leave the other ranks.
+
+    The report is there, whole, before the first thing that may go wrong without harm to what was measured: the parts
+    of a step, the test, and closing, where frameworks are known to hang and to crash. A rank that fails in those leaves
+    without closing, so that the launcher ends whoever waits for it in a collective.
+    """
     phases = _Phases()
     found: dict[str, Any] = {}
     rate_hz = trial.measurement.telemetry_hz
     # Before the rank is pinned to its CPUs, where the sampler would stay, and before the device is taken.
     sampling = Sampling(folder, rank.node_rank, rank.host, rate_hz) if rate_hz and rank.local_rank == 0 else None
+    trainer = None
+
+    def report() -> RankReport:
+        left = RankReport(rank=rank, pid=os.getpid(), phases=phases.seconds, phase_starts_s=phases.starts_s, **found)
+        write_atomically(folder / f"rank-{rank.rank}.json", left.model_dump_json())
+        return left
+
     try:
-        _run(trial, rank, folder, phases, found)
+        trainer = _run(trial, rank, folder, phases, found)
     except Exception as error:
         traceback.print_exc()
-        found["error"] = _rank_error(error, trial)
+        found["error"] = _rank_error(error, trial, rank)
     if sampling is not None:
         found["telemetry"] = sampling.stop()
-    return RankReport(rank=rank, pid=os.getpid(), phases=phases.seconds, phase_starts_s=phases.starts_s, **found)
+    if trainer is None:
+        return report()
+    later = {} if trial.sweep else _later_phases(trial, trainer, found)
+    found["missing"] = {name: CUT_SHORT for name in later if name != "test" or trial.data.has_test}
+    report()
+    try:
+        # From here on any rank may be the first to end.
+        trainer.max_over_ranks(0.0)
+        for name, phase in later.items():
+            with phases.timed(name):
+                found |= phase()
+            found["missing"].pop(name, None)
+    except Exception as error:
+        traceback.print_exc()
+        reason = _rank_error(error, trial, rank)
+        found["missing"] = dict.fromkeys(found["missing"], reason)
+        return report()
+    report()
+    _close(trainer, phases)
+    return report()
 
 
 def checksum(parameters: Mapping[str, NDArray[np.float32]]) -> str:
@@ -94,7 +137,8 @@ class _Phases:
             self.seconds[name] = now_s() - start_s
 
 
-def _run(trial: Trial, rank: Rank, folder: Path, phases: _Phases, found: dict[str, Any]) -> None:
+def _run(trial: Trial, rank: Rank, folder: Path, phases: _Phases, found: dict[str, Any]) -> Trainer:
+    """Meet the others, train and time, and check the parameters; or sweep. Returns what is yet to be closed."""
     if rank.local_rank == 0:
         found["host"] = this_host()
     found["placement"] = take_place(trial, rank, os.environ)
@@ -103,13 +147,13 @@ def _run(trial: Trial, rank: Rank, folder: Path, phases: _Phases, found: dict[st
         trainer_class = TRAINERS[trial.trainer].load()
     with phases.timed("rendezvous"):
         trainer = trainer_class(trial, rank)
+        _connect(trainer)
     if trial.sweep:
         with phases.timed("sweep"):
             found["collectives"] = sweep(trainer, trial.sweep, trial.world_size)
         found["software"] = capture(trainer, os.environ)
         found["memory"] = trainer.memory()
-        trainer.close()
-        return
+        return trainer
     with phases.timed("build"):
         trainer.build()
     with phases.timed("first_step"):
@@ -120,36 +164,77 @@ def _run(trial: Trial, rank: Rank, folder: Path, phases: _Phases, found: dict[st
     with phases.timed("warm_up"):
         trainer.max_over_ranks(0.0)
     measured = measure(trainer, trial.measurement, _progress(trial, rank, folder))
+    # Again: DDP makes its buckets anew after the first steps.
+    found["software"] = capture(trainer, os.environ)
     phases.seconds["warm_up"] += sum(window.end_s - window.start_s for window in measured.warm_up_windows)
     found["warm_up_windows"] = tuple(measured.warm_up_windows)
     found["warm_up_steady"] = measured.warm_up_steady
     found["windows"] = tuple(measured.windows)
     found["losses"] = tuple(measured.losses)
-    found["memory"] = trainer.memory()
-    if trial.measurement.cause_windows and measured.windows:
-        with phases.timed("causes"):
-            causes = measure_causes(
-                trainer,
-                trial.measurement.cause_windows,
-                measured.windows[-1].steps,
-                resident=trial.data.source == "synthetic",
-                alone=trial.world_size == 1,
-            )
-        for part in ("whole", "resident", "local", "input", "exchange"):
-            found[f"{part}_windows"] = tuple(getattr(causes, part))
-        found["local_step_times_s"] = tuple(causes.local_step_times_s)
-        if causes.exchange:
-            found["exchanged_bytes"] = trainer.exchanged_bytes()
+    found["warm_up_memory"] = measured.warm_up_memory
+    found["memory"] = measured.memory
 
     replicas = trainer.replicas()
     found["replicas"] = len(replicas)
     found["parameter_count"] = sum(value.size for value in replicas[0].values())
     found["parameter_checksums"] = tuple(checksum(replica) for replica in replicas)
-    with phases.timed("test"):
-        found["test_accuracy"] = trainer.test_accuracy()
     if rank.rank == 0:
         found["training_images"] = training_images(trial.data)
-    trainer.close()
+    return trainer
+
+
+def _connect(trainer: Trainer) -> None:
+    """Have the ranks connect now: most libraries do so in their first collective, and would in the first step.
+
+    NCCL from 2.22 on connects for each of its algorithms when it is first chosen, and chooses by the size.
+    """
+    for count in _CONNECTING_VALUES:
+        trainer.all_reduce(lambda _, count=count: np.zeros(count, np.float32))()  # type: ignore[misc]
+    trainer.synchronize()
+
+
+def _later_phases(trial: Trial, trainer: Trainer, found: dict[str, Any]) -> dict[str, Callable[[], dict[str, Any]]]:
+    """Return the phases after the timed windows: what each adds to the report."""
+    windows = found["windows"]
+
+    def causes() -> dict[str, Any]:
+        seen = measure_causes(
+            trainer,
+            trial.measurement.cause_windows,
+            windows[-1].steps,
+            resident=trial.data.source == "synthetic",
+            alone=trial.world_size == 1,
+        )
+        return {
+            **{f"{part}_windows": tuple(getattr(seen, part)) for part in _PARTS},
+            "local_step_times_s": tuple(seen.local_step_times_s),
+            "exchanged_bytes": trainer.exchanged_bytes() if seen.exchange else None,
+        }
+
+    def test() -> dict[str, Any]:
+        return {"test_accuracy": trainer.test_accuracy()}
+
+    return {**({"causes": causes} if trial.measurement.cause_windows and windows else {}), "test": test}
+
+
+def _close(trainer: Trainer, phases: _Phases) -> None:
+    """Leave the other ranks; whatever goes wrong is logged, and a hang ends the process."""
+    # By a thread that needs no interpreter: what hangs may hold its lock.
+    faulthandler.dump_traceback_later(CLOSE_LIMIT_S, exit=True, file=sys.__stderr__ or 2)
+    try:
+        # Not before everybody's report is there: if this rank crashes, the launcher ends the others.
+        _logged(lambda: trainer.max_over_ranks(0.0))
+        with phases.timed("close"):
+            _logged(trainer.close)
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
+def _logged(call: Callable[[], object]) -> None:
+    try:
+        call()
+    except BaseException:
+        traceback.print_exc()
 
 
 def _progress(trial: Trial, rank: Rank, folder: Path) -> Any:
@@ -168,39 +253,46 @@ def _progress(trial: Trial, rank: Rank, folder: Path) -> Any:
     return write
 
 
-def _explain(error: Exception, trial: Trial) -> str:
-    """Return the error in one line; TensorFlow's own line does not name an image that it cannot decode."""
+def _rank_error(error: Exception, trial: Trial, rank: Rank) -> RankError:
+    """Return what went wrong; when memory ran out, with what the device's allocator held.
+
+    The framework may be broken by now: whatever is asked of it here may fail, and costs no more than itself.
+    """
+    owner = whose_memory(error)
+    if owner is None and trial.device == "gpu" and is_doubtful(error):
+        count = trial.world_size // rank.world_size
+        first = rank.local_rank * count
+        owner = whose_memory(error, least_free_share(range(first, first + count)))
+    message = f"{type(error).__name__}: {_line(error)}"
+    if owner is None:
+        return RankError(kind="failed", message=_explained(error, trial) or message)
+    if owner == "host":
+        return RankError(kind="oom", message=f"{message} (the memory of the host ran out, not a GPU's)")
+    allocator = None
+    with suppress(Exception):
+        allocator = TRAINERS[trial.trainer].load().allocator_summary()
+    if allocator:
+        print(allocator, file=sys.stderr)
+    return RankError(kind="oom", message=message, allocator=allocator)
+
+
+def _line(error: Exception) -> str:
+    """Return the error in one line."""
+    line = " ".join(str(error).split())
+    # TensorFlow wraps a cause in pages: what was done stands first, why it failed last.
+    return line if len(line) <= 500 else f"{line[:200]} … {line[-300:]}"
+
+
+def _explained(error: Exception, trial: Trial) -> str | None:
+    """Return what is behind an error whose own words do not say it, None where they do."""
+    if advice := shared_memory_advice(error):
+        return f"{type(error).__name__}: {_line(error)}: {advice}"
     if str(error).startswith("Caught "):
         # torch's data loader quotes its worker's traceback: the cause is the last line.
         return str(error).strip().splitlines()[-1]
-    line = " ".join(str(error).split())
-    if len(line) > 500:
-        # TensorFlow wraps a cause in pages: what was done stands first, why it failed last.
-        line = f"{line[:200]} … {line[-300:]}"
-    if trial.data.source == "images" and "Error" in type(error).__name__ and not isinstance(error, ValueError):
-        broken = first_unreadable(list_images(Path(trial.data.folder or "")).paths)
-        if broken:
-            return f"{broken}: not a readable image"
-    return f"{type(error).__name__}: {line}"
-
-
-def _rank_error(error: Exception, trial: Trial) -> RankError:
-    """Return what went wrong; when memory ran out, with what the device's allocator held."""
-    if not _out_of_memory(error):
-        return RankError(kind="failed", message=_explain(error, trial))
-    allocator = TRAINERS[trial.trainer].load().allocator_summary()
-    if allocator:
-        print(allocator, file=sys.stderr)
-    return RankError(kind="oom", message=_explain(error, trial), allocator=allocator)
-
-
-def _out_of_memory(error: Exception) -> bool:
-    # By name: this module imports no framework. CUDA's libraries and torch's allocator on CPU have no class for it.
-    names = {cls.__name__ for cls in type(error).__mro__}
-    said = ("out of memory", "_STATUS_ALLOC_FAILED", "DefaultCPUAllocator: can't allocate memory")
-    return bool(names & {"OutOfMemoryError", "ResourceExhaustedError", "MemoryError"}) or any(
-        words in str(error) for words in said
-    )
+    if trial.data.source == "images" and undecodable(error):
+        return broken_image(Path(trial.data.folder or ""), _LOOK_LIMIT_S)
+    return None
 
 
 def _die_with_launcher() -> None:

@@ -9,7 +9,7 @@ from scalestudy.analysis import figures
 from scalestudy.analysis.report import write_report
 from scalestudy.launch.folder import StudyFolder
 from scalestudy.trainers.options import DdpOptions
-from scalestudy.trainers.record import Placement, RankReport, Record, Software
+from scalestudy.trainers.record import CUT_SHORT, Memory, Placement, RankError, RankReport, Record, Software
 from scalestudy.trainers.trainer import TRAINERS
 from scalestudy.trainers.trial import Data, Trial
 
@@ -87,6 +87,32 @@ def test_a_damaged_record_is_left_out_and_named(out: Path) -> None:
     assert written.damaged == [damaged]
     assert str(damaged) in written.html.read_text()
     assert len(pd.read_csv(out / "results.csv")) == 12
+
+
+def test_a_trial_without_its_parts_stands_and_says_so_and_a_warm_ups_larger_peak_is_shown(
+    out: Path, make_trial: Callable[..., Trial], make_record: Callable[..., Record]
+) -> None:
+    folder = StudyFolder(out)
+    oom = RankError(kind="oom", message="OutOfMemoryError: CUDA out of memory")
+    for world_size, warm_up_mib in ((2, 900), (4, 300)):
+        trial = make_trial(trainer="torch-ddp", world_size=world_size, repeat=3, data=DIGITS)
+        record = make_record(trial, 0.1)
+        reports = tuple(
+            report.model_copy(
+                update={
+                    "missing": {"causes": oom if report.rank.rank == 1 else CUT_SHORT} if world_size == 2 else {},
+                    "memory": Memory(peak_resident_bytes=1, peak_allocated_bytes=300 * 2**20),
+                    "warm_up_memory": Memory(peak_resident_bytes=1, peak_allocated_bytes=warm_up_mib * 2**20),
+                }
+            )
+            for report in record.reports
+        )
+        folder.finish(folder.begin(trial), record.model_copy(update={"reports": reports}))
+    html = write_report(out).html.read_text()
+    assert "14 of 15 trials ended ok" in html
+    before_quoting = html[html.index("Before you quote these numbers") : html.index("<h2>Tables</h2>")]
+    assert "torch-ddp world size 2 repeat 4 (the parts of a step: rank 1: OutOfMemoryError: CUDA out" in before_quoting
+    assert html.count('<br><span class="i">warm-up 900</span>') == html.count(">warm-up ") == 1
 
 
 def test_a_folder_without_records_is_an_error(tmp_path: Path) -> None:

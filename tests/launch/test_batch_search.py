@@ -15,7 +15,7 @@ from scalestudy.launch.launcher import Exit
 from scalestudy.launch.runner import Origin
 from scalestudy.launch.study import Layout, Study, load_study, study_trials
 from scalestudy.trainers.files import write_atomically
-from scalestudy.trainers.record import Costs, RankError, Record
+from scalestudy.trainers.record import CUT_SHORT, Costs, ErrorKind, RankError, Record
 from scalestudy.trainers.trial import Trial
 
 GPUS = Layout(device="gpu", devices_per_node=(4,), threads_per_device=1)
@@ -95,6 +95,58 @@ def test_tries_are_short_and_at_the_largest_world_size(read: Any, make_record: M
     settle_batches(study, path, GPUS, try_out)
     assert {trial.world_size for trial in seen} == {4}
     assert {(trial.measurement.windows, trial.measurement.warm_up_max_s, trial.repeat) for trial in seen} == {(2, 0, 0)}
+
+
+def without_parts(make_record: MakeRecord, trial: Trial, kind: ErrorKind = "oom") -> Record:
+    """Return the record of a trial whose second rank could not time the parts of a step; the others were cut."""
+    record = make_record(trial)
+    missing = dict.fromkeys(range(trial.world_size), CUT_SHORT) | {1: RankError(kind=kind, message="no memory left")}
+    reports = [
+        report.model_copy(update={"missing": {"causes": missing[report.rank.rank]}}) for report in record.reports
+    ]
+    return record.model_copy(update={"reports": tuple(reports)})
+
+
+@pytest.mark.parametrize(("asked", "tried"), [(0, 0), (1, 1), (4, 1)])
+def test_tries_time_the_parts_of_a_step_where_the_study_does(
+    read: Any, make_record: MakeRecord, asked: int, tried: int
+) -> None:
+    study, path = read(trainers=["torch-ddp"], measurement={"cause_windows": asked})
+    seen: list[int] = []
+
+    def try_out(trial: Trial) -> Record:
+        seen.append(trial.measurement.cause_windows)
+        return make_record(trial)
+
+    settle_batches(study, path, GPUS, try_out)
+    assert set(seen) == {tried}
+
+
+def test_a_batch_with_which_the_parts_of_a_step_do_not_fit_is_too_large(read: Any, make_record: MakeRecord) -> None:
+    study, path = read(trainers=["torch-ddp"])
+
+    def try_out(trial: Trial) -> Record:
+        if trial.per_device_batch > 1000:
+            return make_record(trial, outcome="oom", reason="rank 0: CUDA out of memory")
+        return make_record(trial) if trial.per_device_batch <= 100 else without_parts(make_record, trial)
+
+    assert batches(settle_batches(study, path, GPUS, try_out)) == [(64,)]
+
+
+def test_parts_that_fail_otherwise_say_nothing_of_the_batch(read: Any, make_record: MakeRecord) -> None:
+    study, path = read(trainers=["torch-ddp"])
+    settled = settle_batches(study, path, GPUS, lambda trial: without_parts(make_record, trial, "failed"))
+    assert batches(settled) == [(65_536,)]
+
+
+def test_where_only_the_parts_never_fit_the_error_says_how_to_go_without(read: Any, make_record: MakeRecord) -> None:
+    study, path = read(trainers=["torch-ddp"])
+    with pytest.raises(InputError) as error:
+        settle_batches(study, path, GPUS, lambda trial: without_parts(make_record, trial))
+    assert str(error.value) == (
+        f"{path}: models.0 (cnn): batch: 'auto': not even one image a device fits: rank 1, in the phase 'causes': no "
+        "memory left; the training fits: measurement.cause_windows: 0 measures it without the parts of a step"
+    )
 
 
 def test_a_global_batch_is_no_larger_than_an_epoch(read: Any, make_record: MakeRecord) -> None:

@@ -90,3 +90,40 @@ def test_a_deadline_is_a_timeout_that_says_how_long(trial: Trial, tmp_path: Path
 
 def test_a_missing_report_is_a_failure(trial: Trial, reports: tuple[RankReport, ...], tmp_path: Path) -> None:
     assert ending(trial, FINE, reports[:1], tmp_path) == ("failed", "expected 2 rank reports, got 1", False)
+
+
+@pytest.mark.parametrize(
+    "ended",
+    [
+        Exit((-6, 0), False, 0),
+        Exit((0, 1), False, 1),
+        Exit((-9, -11), False, 1),
+        Exit((0, -9), True, None),
+        Exit((-9, -9), True, None),
+    ],
+    ids=["crashed", "failed", "killed with the other", "hung", "all hung"],
+)
+def test_a_trial_with_every_report_is_measured_however_its_processes_end(
+    trial: Trial, reports: tuple[RankReport, ...], tmp_path: Path, ended: Exit
+) -> None:
+    assert ending(trial, ended, reports, tmp_path) == ("ok", None, False)
+    # What was measured is still looked at.
+    assert ending(trial, ended, changed(reports, 1, parameter_checksums=("xyz",)), tmp_path).outcome == "diverged"
+    # And one report is not every report.
+    assert ending(trial, ended, reports[:1], tmp_path).outcome in ("failed", "timeout")
+    failed = changed(reports, 1, error=RankError(kind="failed", message="ValueError: no"))
+    assert ending(trial, ended, failed, tmp_path).outcome in ("failed", "timeout")
+
+
+def test_on_a_node_that_was_lost_nothing_is_measured(
+    trial: Trial, reports: tuple[RankReport, ...], tmp_path: Path
+) -> None:
+    lost = Exit((), False, None, lost_nodes=("node2",))
+    assert ending(trial, lost, reports, tmp_path) == ("failed", "node node2 failed under the trial", True)
+
+
+def test_an_error_that_no_exit_code_tells_of_is_the_reason_all_the_same(
+    trial: Trial, reports: tuple[RankReport, ...], tmp_path: Path
+) -> None:
+    failed = changed(reports, 1, error=RankError(kind="failed", message="ValueError: no"))
+    assert ending(trial, FINE, failed, tmp_path) == ("failed", "rank 1: ValueError: no", False)

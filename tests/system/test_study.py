@@ -65,7 +65,10 @@ def test_a_study_of_every_trainer_leaves_whole_records_and_a_report(
                 "warm_up",
                 "causes",
                 "test",
+                "close",
             ]
+            assert report.missing == {}
+            assert report.warm_up_memory is not None
             starts_s = [*report.phase_starts_s.values()]
             assert starts_s == sorted(starts_s)
             assert report.phase_starts_s["warm_up"] < report.windows[0].start_s

@@ -1,5 +1,8 @@
 import gzip
+import io
+import re
 import struct
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,9 +12,9 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from scalestudy.trainers.data import (
+    broken_image,
     class_names,
     epoch_batches,
-    first_unreadable,
     list_images,
     load_arrays,
     mnist_files,
@@ -145,7 +148,47 @@ def test_an_image_folder_has_a_class_a_folder_and_finds_its_broken_image(tmp_pat
     assert class_names(tmp_path) == ("a", "b")
     assert [Path(path).name for path in files.paths] == ["one.png", "two.jpg", "one.png"]
     assert files.labels.tolist() == [0, 0, 1]
-    assert first_unreadable(files.paths) == str(tmp_path / "a" / "two.jpg")
+    assert broken_image(tmp_path, 60) == f"{tmp_path / 'a' / 'two.jpg'}: not a readable image"
+
+
+def test_a_large_folder_is_looked_through_as_far_as_the_time_goes(tmp_path: Path) -> None:
+    """4,000 images whose decoding takes some 20 seconds, the broken one last."""
+    Image.effect_noise((1200, 1200), 50).save(tmp_path / "one.jpg")
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for index in range(2000):
+            (tmp_path / name / f"{index}.jpg").hardlink_to(tmp_path / "one.jpg")
+    (tmp_path / "b" / "broken.jpg").write_bytes(b"no image")
+    began_s = time.monotonic()
+    told = broken_image(tmp_path, 0.3)
+    assert time.monotonic() - began_s < 3
+    assert re.fullmatch(f"{tmp_path}: an image is not readable, none of the [0-9]+ looked at in 0.3 s", told), told
+
+
+@pytest.mark.parametrize("content", ["empty", "cut short", "TIFF", "bomb"])
+def test_whatever_tensorflow_cannot_decode_is_found(tmp_path: Path, content: str) -> None:
+    (tmp_path / "a").mkdir()
+    file = tmp_path / "a" / "one.jpg"
+    encoded = io.BytesIO()
+    Image.effect_noise((40, 40), 50).save(encoded, "TIFF" if content == "TIFF" else "PNG")
+    match content:
+        case "empty":
+            file.touch()
+        case "cut short":
+            file.write_bytes(encoded.getvalue()[:500])
+        case "TIFF":
+            file.write_bytes(encoded.getvalue())
+        case "bomb":
+            # Pillow refuses a picture that says of itself to be so large, by an error of no class that we know.
+            large = struct.pack(">II", 2**16, 2**16)
+            file.write_bytes(encoded.getvalue()[:16] + large + encoded.getvalue()[24:])
+    assert broken_image(tmp_path, 60) == f"{file}: not a readable image"
+
+
+def test_images_that_all_can_be_read_are_not_accused(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    Image.new("RGB", (9, 9)).save(tmp_path / "a" / "one.png")
+    assert broken_image(tmp_path, 60) == f"{tmp_path}: TensorFlow cannot decode an image, though Pillow reads all 1"
 
 
 def test_an_empty_image_folder_is_an_error(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import pytest
 
 from scalestudy.cluster.clock import now_s
 from scalestudy.trainers.measure import Measured, measure, steady, steps_for
+from scalestudy.trainers.record import Memory
 from scalestudy.trainers.trial import Measurement
 
 
@@ -45,6 +46,12 @@ class TimedTrainer:
 
     def device_timer(self) -> Callable[[], float | None]:
         return lambda: None
+
+    def memory(self) -> Memory:
+        return Memory(peak_resident_bytes=self.steps)
+
+    def reset_peaks(self) -> None:
+        """Nothing is counted here."""
 
     def loss(self) -> float:
         return float("nan") if self.steps == 1 else 1 / self.steps

@@ -1,0 +1,78 @@
+"""Whether an error says that memory ran out, and whose: every library has its own words for it."""
+
+import errno
+import re
+import shutil
+from typing import Literal
+
+Owner = Literal["device", "host"]
+
+# All are matched in lower case. Words that leave no doubt: the allocators of torch, TensorFlow, XLA, CUDA's libraries
+# and NCCL. "Out of memory bounds" is a wrong address.
+_DEVICE = re.compile(
+    r"out of memory(?! bounds)|out_of_memory|outofmemory"
+    r"|oom when allocating"
+    r"|(?<!host_)alloc(?:ation)?_failed"
+    r"|cudaerrormemoryallocation"
+    r"|failed to (?:cuda )?(?:calloc|malloc|allocate)\b(?! shared| host)"
+)
+_HOST = re.compile(
+    r"std::bad_alloc|\bmemoryerror"
+    r"|(?:can't|cannot) allocate memory"
+    r"|defaultcpuallocator: not enough memory"
+    r"|host_allocation_failed"
+    r"|by allocator (?:mkl)?cpu\b"
+    r"|unable to allocate [\d.]+ [kmgtp]?i?b(?:ytes)? for an array"
+    r"|failed to (?:cuda host alloc|allocate host)|could not allocate pinned host memory"
+)
+# Something else is short: disks, descriptors, sizes of messages, /dev/shm, what InfiniBand may lock of the memory.
+_NOT_MEMORY = re.compile(
+    r"no space left on device|quota exceeded|too many open files|larger than max|out of shared memory|bus error|\bibv_"
+)
+# What libraries say when none of their ways worked. Want of memory is one reason, an unsuitable build is another.
+_DOUBTFUL = re.compile(
+    r"unable to find an engine|unable to find a valid cudnn algorithm|no valid convolution algorithms"
+    r"|no algorithm worked|failed to get convolution algorithm|no valid execution plans"
+    r"|dst tensor is not initialized|unhandled cuda error|unhandledcudaerror"
+    r"|status_internal_error|status_not_initialized"
+)
+# With less of the device free than this, doubtful words mean memory.
+LITTLE_FREE_SHARE = 0.1
+
+
+def whose_memory(error: BaseException, free_device_share: float | None = None) -> Owner | None:
+    """Return whose memory ran out, None where the error is another.
+
+    Doubtful words count only if little of the device is free. By names of classes: this module imports no framework.
+    """
+    said = str(error).lower()
+    classes = {cls.__name__ for cls in type(error).__mro__}
+    if _HOST.search(said) and not _NOT_MEMORY.search(said):
+        return "host"
+    if _DEVICE.search(said) or "OutOfMemoryError" in classes:
+        return "device"
+    if _NOT_MEMORY.search(said):
+        return None
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+        return "host"
+    if "ResourceExhaustedError" in classes:
+        return "device"
+    little_free = free_device_share is not None and free_device_share < LITTLE_FREE_SHARE
+    return "device" if little_free and _DOUBTFUL.search(said) else None
+
+
+def is_doubtful(error: BaseException) -> bool:
+    """Return whether the error alone does not say if memory ran out: ask the device."""
+    return _DOUBTFUL.search(str(error).lower()) is not None
+
+
+def shared_memory_advice(error: BaseException) -> str | None:
+    """Return what to do where /dev/shm, through which torch's loaders hand over their batches, is too small."""
+    said = str(error).lower()
+    if not re.search(r"out of shared memory|/dev/shm|shared memory\(shm\)|to file </torch_", said):
+        return None
+    size_mib = shutil.disk_usage("/dev/shm").total / 2**20
+    return (
+        f"/dev/shm of {size_mib:,.0f} MiB is too small for the loaders' batches: enlarge it (docker --shm-size, "
+        "Kubernetes emptyDir with medium Memory), or set loader_workers: 0"
+    )
