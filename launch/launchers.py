@@ -13,7 +13,7 @@ from scalestudy.launch.study import Container, Study, known
 
 LAUNCHERS: Mapping[str, Callable[[Study, Mapping[str, Program]], Launcher]] = {
     "local": lambda _, programs: LocalLauncher(programs),
-    "slurm": lambda study, programs: SlurmLauncher(programs, study.slurm.container, os.environ),
+    "slurm": lambda study, programs: SlurmLauncher(programs, study.slurm.container, os.environ, study.device),
     "ray": lambda study, programs: _ray(study, programs),
 }
 

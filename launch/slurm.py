@@ -36,7 +36,11 @@ class SlurmLauncher:
     elastic = False
 
     def __init__(
-        self, programs: Mapping[str, Program], container: Container | None, environ: Mapping[str, str]
+        self,
+        programs: Mapping[str, Program],
+        container: Container | None,
+        environ: Mapping[str, str],
+        device: str = "cpu",
     ) -> None:
         for variable in ("SLURM_JOB_ID", "SLURM_JOB_CPUS_PER_NODE"):
             if variable not in environ:
@@ -49,6 +53,7 @@ class SlurmLauncher:
         self._environ = environ
         self._job_id = environ["SLURM_JOB_ID"]
         self._job = slurm_ask.job(self._job_id)
+        self._gpus = gpus_of_job(self._job_id, device)
         self._lost: set[str] = set()
         self._names: list[str] = []
         self._addresses: dict[str, str] = {}
@@ -57,7 +62,7 @@ class SlurmLauncher:
         return Topology(
             nodes=len(self._usable()),
             cpus_per_node=min(tasks_per_node(self._environ["SLURM_JOB_CPUS_PER_NODE"])),
-            gpus_per_node=int(self._environ.get("SLURM_GPUS_ON_NODE") or 0),
+            gpus_per_node=self._gpus,
         )
 
     def scheduler(self) -> dict[str, str]:
@@ -187,6 +192,21 @@ class SlurmLauncher:
             for step_id, _, step_name in (line.partition("|") for line in slurm_ask.ask(listed).splitlines()):
                 if step_name == name:
                     slurm_ask.ask(["scancel", "--signal=KILL", step_id])
+
+
+def gpus_of_job(job_id: str, device: str) -> int:
+    """Return how many GPUs a job has on each node.
+
+    Raises InputError where it lacks GPUs that its nodes have, unless the study's `device` is `cpu`.
+    """
+    given = slurm_ask.given_gpus(job_id)
+    there = [node.gpus for node in slurm_ask.nodes(names=slurm_ask.job(job_id).nodes) if node.gpus]
+    if not given and there and device != "cpu":
+        raise InputError(
+            f"device: {device!r}: job {job_id} was not given GPUs on every node; "
+            f"ask for them with sbatch --gpus-per-node={min(there)}, or use 'cpu'"
+        )
+    return given
 
 
 def step_options(job_id: str, names: Sequence[str], count: int, trial: Trial, folder: Path) -> list[str]:

@@ -16,7 +16,7 @@ from scalestudy.launch.slurm import (
     step_environment,
     step_options,
 )
-from scalestudy.launch.slurm_ask import Node, gpu_count, log_pattern, parsed_node, without_options
+from scalestudy.launch.slurm_ask import Node, gpu_count, log_pattern, parsed_gpus, parsed_node, without_options
 from scalestudy.trainers.trial import Trial
 
 MakeTrial = Callable[..., Trial]
@@ -98,6 +98,23 @@ srun: Force Terminated StepId=2.1
 )
 def test_gpus_are_counted_in_slurms_list_of_resources(gres: str, count: int) -> None:
     assert gpu_count(gres) == count
+
+
+@pytest.mark.parametrize(
+    ("lines", "count"),
+    [
+        (["Nodes=node[1-2] CPU_IDs=0-3 Mem=0 GRES=gpu:2(IDX:0-1)"], 2),
+        (["Nodes=a[1-2] CPU_IDs=0-3 Mem=0 GRES=gpu:a100:4(IDX:0-3)", "Nodes=b1 CPU_IDs=0-3 Mem=0 GRES=gpu:2(IDX:0,3)"], 2),
+        (["Nodes=a1 CPU_IDs=0 Mem=0 GRES=nvme:1,gpu:a100:1(IDX:0),gpu:v100:2(IDX:2-3)"], 3),
+        (["Nodes=a1 CPU_IDs=0 Mem=0 GRES=gpu:2(IDX:0-1)", "Nodes=a2 CPU_IDs=0 Mem=0 GRES="], 0),
+        (["Nodes=node[1-2] CPU_IDs=0 Mem=0 GRES="], 0),
+        ([], 0),
+    ],
+)
+def test_a_jobs_gpus_are_those_that_every_node_gives_it(lines: list[str], count: int) -> None:
+    # As scontrol shows it: the first two lines are of the job and are not to be read.
+    shown = ["JobId=1 JobName=x", "   JOB_GRES=gpu:4", "   NodeList=node[1-2]", *(f"     {line} " for line in lines)]
+    assert parsed_gpus("\n".join([*shown, "   TresPerNode=gres:gpu:8"])) == count
 
 
 @pytest.mark.parametrize(
