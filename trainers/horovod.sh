@@ -92,6 +92,8 @@ prepare_gpu() {
     # The NCCL that the framework itself loads: two of them in one process would be one too many.
     if [[ ! ${HOROVOD_NCCL_HOME:-}${HOROVOD_NCCL_INCLUDE:-} && -e $packages/nvidia/nccl/include/nccl.h ]]; then
         export HOROVOD_NCCL_INCLUDE=$packages/nvidia/nccl/include HOROVOD_NCCL_LIB=$work/nccl HOROVOD_NCCL_LINK=SHARED
+        # shellcheck disable=SC2016  # $ORIGIN is the loader's
+        HOROVOD_RPATH='$ORIGIN/../../nvidia/nccl/lib'
         mkdir "$work/nccl"
         # The package has no name to link by.
         ln -s "$packages/nvidia/nccl/lib/libnccl.so.2" "$work/nccl/libnccl.so"
@@ -115,6 +117,7 @@ prepare_gpu() {
             lacks "cublas_v2.h and the other headers of CUDA's mathematics: install the whole CUDA toolkit."
         fi
     fi
+    export HOROVOD_RPATH="${HOROVOD_RPATH:-${HOROVOD_NCCL_LIB:-${HOROVOD_NCCL_HOME:+$HOROVOD_NCCL_HOME/lib}}};${toolkit:-}/lib64"
     [[ $missing ]] || return 0
     missing="Horovod cannot be built for GPUs in $(said prefix), which lacks:"$'\n'$missing
     echo -n "$missing" | tee "$missing_note" >&2
@@ -156,13 +159,34 @@ if [[ ! $wheel ]]; then
     sed -i -e '/^\/\/ Forward declaration of AsGpuStreamValue/,/^} \/\/ namespace gpu/d' "$source/horovod/tensorflow/mpi_ops.cc"
     sed -i -zE 's/stream_executor::gpu::AsGpuStreamValue\(\s*device_context->stream\(\)\)/static_cast<GpuStreamHandle>(device_context->stream()->platform_specific_handle().stream)/g' \
         "$source/horovod/tensorflow/mpi_ops.cc"
-    # NCCL's package lies beside Horovod's, where the loader does not look by itself.
-    sed -i '/^project(horovod CXX)/a set(CMAKE_BUILD_RPATH "$ORIGIN/../../nvidia/nccl/lib")' "$source/CMakeLists.txt"
+    # What the framework has not loaded by itself is found where it was linked, NCCL's package beside Horovod's.
+    # shellcheck disable=SC2016  # $ORIGIN is the loader's
+    sed -i '/^project(horovod CXX)/a set(CMAKE_BUILD_WITH_INSTALL_RPATH ON)\nset(CMAKE_INSTALL_RPATH "$ENV{HOROVOD_RPATH}")' \
+        "$source/CMakeLists.txt"
     echo "building Horovod $version, a few minutes"
     # make's own flags would keep Horovod's setup.py from building in parallel.
     env -u MAKELEVEL MAKEFLAGS="-j$(nproc)" PATH="$(dirname "$("$python" -c 'import sys; print(sys.executable)')"):$PATH" \
         "${pip[@]}" wheel --no-build-isolation --no-deps -w "$work/wheel" "$source" > "$work/log" 2>&1 ||
-        { cp "$work/log" /tmp/winstall/fail.log;  tail -n 60 "$work/log" >&2; exit 1; }
+        { tail -n 60 "$work/log" >&2; exit 1; }
     wheel=$(ls "$work"/wheel/*.whl)
 fi
-"${pip[@]}" install --force-reinstall --no-deps "$wheel"
+"${pip[@]}" install "$wheel"
+# The linker lets an undefined symbol pass, the loader does not: Horovod's libraries ask for all of theirs to be bound as
+# they are loaded. Neither a GPU nor its driver is needed for that.
+for framework in PYTORCH:torch TENSORFLOW:tensorflow; do
+    [[ $(said "${framework%:*}") ]] || continue
+    if ! loaded=$("$python" -c "
+import horovod.${framework#*:} as hvd
+assert hvd.gloo_built() and (not '${HOROVOD_GPU_OPERATIONS:-}' or hvd.nccl_built())" 2>&1); then
+        "${pip[@]}" uninstall -y horovod
+        printf '%s\nHorovod does not load with %s, and was taken out again\n' "$loaded" "$(said "${framework%:*}")" >&2
+        exit 1
+    fi
+done
+if [[ $wheel == "$work"/* ]]; then
+    kept=$cache/horovod-$(sha256sum <<< "$found" | cut -c1-12)
+    mkdir -p "$kept"
+    mv "$wheel" "$kept"
+    # Last: a wheel without it is not taken.
+    echo "$found" > "$kept/built-for"
+fi

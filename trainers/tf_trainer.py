@@ -52,6 +52,11 @@ class TfTrainer:
         return len(tf.config.list_physical_devices("GPU"))
 
     @staticmethod
+    def cuda_build() -> str | None:
+        version = tf.sysconfig.get_build_info().get("cuda_version")
+        return version and str(version)
+
+    @staticmethod
     def allocator_summary() -> str | None:
         held = {
             gpu.name: tf.config.experimental.get_memory_info(gpu.name) for gpu in tf.config.list_logical_devices("GPU")

@@ -128,13 +128,6 @@ def test_a_part_of_a_study_is_run_alone(study: Path, tmp_path: Path) -> None:
     assert "0 trials, 0 to run" in scalestudy("run", study, "--dry-run", "--nodes", "2").stdout
 
 
-def test_doctor_names_every_trainer_and_what_it_needs() -> None:
-    told = scalestudy("doctor")
-    assert told.returncode == 0
-    for name in ("local", "slurm", "ray", "CPU", "GPU"):
-        assert name in told.stdout
-
-
 def test_a_failed_trial_never_stops_the_study_and_is_exit_code_1(study: Path, tmp_path: Path) -> None:
     interpreter = tmp_path / "python"
     interpreter.write_text("#!/bin/sh\necho 'no framework here'; exit 3\n")

@@ -104,7 +104,13 @@ def test_gpus_are_counted_in_slurms_list_of_resources(gres: str, count: int) -> 
     ("lines", "count"),
     [
         (["Nodes=node[1-2] CPU_IDs=0-3 Mem=0 GRES=gpu:2(IDX:0-1)"], 2),
-        (["Nodes=a[1-2] CPU_IDs=0-3 Mem=0 GRES=gpu:a100:4(IDX:0-3)", "Nodes=b1 CPU_IDs=0-3 Mem=0 GRES=gpu:2(IDX:0,3)"], 2),
+        (
+            [
+                "Nodes=a[1-2] CPU_IDs=0-3 Mem=0 GRES=gpu:a100:4(IDX:0-3)",
+                "Nodes=b1 CPU_IDs=0-3 Mem=0 GRES=gpu:2(IDX:0,3)",
+            ],
+            2,
+        ),
         (["Nodes=a1 CPU_IDs=0 Mem=0 GRES=nvme:1,gpu:a100:1(IDX:0),gpu:v100:2(IDX:2-3)"], 3),
         (["Nodes=a1 CPU_IDs=0 Mem=0 GRES=gpu:2(IDX:0-1)", "Nodes=a2 CPU_IDs=0 Mem=0 GRES="], 0),
         (["Nodes=node[1-2] CPU_IDs=0 Mem=0 GRES="], 0),

@@ -209,10 +209,11 @@ def test_a_job_without_the_gpus_of_its_nodes_says_how_to_ask_for_them(
     job = cluster.sbatch(*options, script, gpu_study(device), "--out", tmp_path / "out")
     cluster.drained()
     assert cluster.exit_code(job) == "2:0"
-    assert logs(tmp_path).splitlines() == [
-        f"{'ray.sh' if script == RAY else 'scalestudy'}: device: {device!r}: job {job} was not given GPUs on every node; "
-        "ask for them with sbatch --gpus-per-node=2, or use 'cpu'"
-    ]
+    who = "ray.sh" if script == RAY else "scalestudy"
+    assert logs(tmp_path) == (
+        f"{who}: device: {device!r}: job {job} was not given GPUs on every node; "
+        "ask for them with sbatch --gpus-per-node=2, or use 'cpu'\n"
+    )
 
 
 def test_a_ray_cluster_in_an_allocation_has_its_gpus(
