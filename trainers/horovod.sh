@@ -64,26 +64,30 @@ lacks() { missing+="  * $1"$'\n'; }
 
 # Find what a GPU build needs, or tell of all that is missing at once, before anything is built.
 prepare_gpu() {
-    local nvcc toolkit nvcc_version driver header
+    local nvcc toolkit nvcc_version='' driver folder header rpath cuda
     # Horovod builds for GPUs for all frameworks or none, and refuses torch without CUDA.
     if [[ $(said PYTORCH) == *"CUDA none" ]]; then
-        lacks "torch with CUDA: the torch here is a CPU build. Install one with CUDA, or have an environment for each
-    framework (make envs)."
+        lacks "torch with CUDA, since the torch here is a CPU build. Install one with CUDA, or have an environment for
+    each framework (make envs)."
     fi
-    for nvcc in "${HOROVOD_CUDA_HOME:-}/bin/nvcc" "${CUDA_HOME:-}/bin/nvcc" "$(command -v nvcc)" /usr/local/cuda/bin/nvcc; do
+    for nvcc in "${CUDA_HOME:-}/bin/nvcc" "$(command -v nvcc)" /usr/local/cuda/bin/nvcc; do
+        [[ ! ${HOROVOD_CUDA_HOME:-} ]] || nvcc=$HOROVOD_CUDA_HOME/bin/nvcc
         [[ ! -x $nvcc ]] || break
     done
     if [[ -x $nvcc ]]; then
         # What is on PATH may be a wrapper: the toolkit is where nvcc says.
-        toolkit=$("$nvcc" --dryrun -x cu /dev/null 2>&1 | sed -n 's|^#\$ _HERE_=\(.*\)/bin$|\1|p')
-        nvcc_version=$("$nvcc" --version | sed -n 's/.*release \([0-9.]*\).*/\1/p')
-        export HOROVOD_CUDA_HOME=$toolkit CUDA_HOME=$toolkit
+        toolkit=$("$nvcc" --dryrun -x cu /dev/null 2>&1 | sed -n 's|^#\$ _HERE_=\(.*\)/bin$|\1|p') || true
+        nvcc_version=$("$nvcc" --version | sed -n 's/.*release \([0-9.]*\).*/\1/p') || true
+    fi
+    if [[ $nvcc_version ]]; then
+        export HOROVOD_CUDA_HOME=${toolkit:-${nvcc%/bin/nvcc}}
+        export CUDA_HOME=$HOROVOD_CUDA_HOME
         found+=$'\n'"nvcc $nvcc_version"
-        # Horovod's kernels carry nvcc's runtime, which wants a driver of its own major version.
-        driver=$(nvidia-smi 2> /dev/null | sed -n 's/.*CUDA Version: *\([0-9.]*\).*/\1/p' || true)
+        # Horovod's kernels carry nvcc's runtime, which wants a driver of its own major version or a later one.
+        driver=$(nvidia-smi 2> /dev/null | sed -n 's/.*CUDA Version: *\([0-9.]*\).*/\1/p') || true
         if [[ $driver && ${nvcc_version%%.*} -gt ${driver%%.*} ]]; then
-            lacks "an nvcc that the driver can follow: $nvcc is of CUDA $nvcc_version, the driver runs CUDA $driver.
-    Set HOROVOD_CUDA_HOME to a toolkit of CUDA ${driver%%.*}, or update the driver."
+            lacks "an nvcc for its driver: $nvcc is of CUDA $nvcc_version, and the driver runs CUDA $driver at most. Set
+    HOROVOD_CUDA_HOME to a toolkit of CUDA ${driver%%.*}, or update the driver."
         fi
     else
         lacks "nvcc, CUDA's compiler. Load the cluster's CUDA module or install the CUDA toolkit
@@ -92,35 +96,39 @@ prepare_gpu() {
     # The NCCL that the framework itself loads: two of them in one process would be one too many.
     if [[ ! ${HOROVOD_NCCL_HOME:-}${HOROVOD_NCCL_INCLUDE:-} && -e $packages/nvidia/nccl/include/nccl.h ]]; then
         export HOROVOD_NCCL_INCLUDE=$packages/nvidia/nccl/include HOROVOD_NCCL_LIB=$work/nccl HOROVOD_NCCL_LINK=SHARED
-        # shellcheck disable=SC2016  # $ORIGIN is the loader's
-        HOROVOD_RPATH='$ORIGIN/../../nvidia/nccl/lib'
-        mkdir "$work/nccl"
         # The package has no name to link by.
+        mkdir "$work/nccl"
         ln -s "$packages/nvidia/nccl/lib/libnccl.so.2" "$work/nccl/libnccl.so"
+        # shellcheck disable=SC2016  # $ORIGIN is the loader's
+        rpath='$ORIGIN/../../nvidia/nccl/lib'
+    else
+        rpath=${HOROVOD_NCCL_LIB:-${HOROVOD_NCCL_HOME:+$HOROVOD_NCCL_HOME/lib}}
     fi
-    header=$(ls {"${HOROVOD_NCCL_INCLUDE:-}","${HOROVOD_NCCL_HOME:-}/include","${toolkit:-}/include",/usr/include}/nccl.h \
-        2> /dev/null | head -n 1 || true)
-    if [[ $header ]]; then
+    export HOROVOD_RPATH="$rpath;${CUDA_HOME:-}/lib64"
+    for folder in "${HOROVOD_NCCL_INCLUDE:-}" {"${HOROVOD_NCCL_HOME:-}","${CUDA_HOME:-}",/usr}/include; do
+        header=$folder/nccl.h
+        [[ ! -e $header ]] || break
+    done
+    if [[ -e $header ]]; then
         found+=$'\n'"NCCL $(sed -n 's/^#define NCCL_VERSION_CODE *//p' "$header")"
     else
-        lacks "NCCL's header, nccl.h. Install NCCL for the CUDA of the framework here, for example
-    $python -m pip install nvidia-nccl-cu$(sed -n 's/.* CUDA \([0-9]*\).*/\1/p' <<< "$found" | tail -n 1)
-    or set HOROVOD_NCCL_HOME to where it is."
+        cuda=$(sed -n 's/.* CUDA \([0-9]*\).*/\1/p' <<< "$described" | tail -n 1)
+        lacks "nccl.h, NCCL's header. $python -m pip install nvidia-nccl-cu${cuda:-12} brings it, or install NCCL
+    and set HOROVOD_NCCL_HOME to where it is."
     fi
-    # torch's headers include those of CUDA's mathematics, which a toolkit may lack and torch's packages have. A path
-    # that is searched last: what the toolkit has fits its compiler.
-    if [[ $(said PYTORCH) && ! -e ${toolkit:-}/include/cublas_v2.h ]]; then
+    # torch's headers include those of CUDA's mathematics, which a toolkit may lack and torch's packages have. On a path
+    # that is searched last: the other headers must be those of the compiler.
+    if [[ $(said PYTORCH) && $nvcc_version && ! -e $CUDA_HOME/include/cublas_v2.h ]]; then
         if compgen -G "$packages/nvidia/*/include/cublas_v2.h" > /dev/null; then
-            CPLUS_INCLUDE_PATH=${CPLUS_INCLUDE_PATH:+$CPLUS_INCLUDE_PATH:}$(printf '%s:' "$packages"/nvidia/*/include)
-            export CPLUS_INCLUDE_PATH=${CPLUS_INCLUDE_PATH%:}
-        elif [[ ${toolkit:-} ]]; then
-            lacks "cublas_v2.h and the other headers of CUDA's mathematics: install the whole CUDA toolkit."
+            CPLUS_INCLUDE_PATH=${CPLUS_INCLUDE_PATH:-}$(printf ':%s' "$packages"/nvidia/*/include)
+            export CPLUS_INCLUDE_PATH=${CPLUS_INCLUDE_PATH#:}
+        else
+            lacks "cublas_v2.h and the other headers of CUDA's mathematics. Install the whole CUDA toolkit."
         fi
     fi
-    export HOROVOD_RPATH="${HOROVOD_RPATH:-${HOROVOD_NCCL_LIB:-${HOROVOD_NCCL_HOME:+$HOROVOD_NCCL_HOME/lib}}};${toolkit:-}/lib64"
     [[ $missing ]] || return 0
     missing="Horovod cannot be built for GPUs in $(said prefix), which lacks:"$'\n'$missing
-    echo -n "$missing" | tee "$missing_note" >&2
+    echo -n "$missing" | tee "$missing_note" >&2 || true
     exit 3
 }
 
@@ -155,14 +163,17 @@ if [[ ! $wheel ]]; then
     sed -i 's/set(CMAKE_CXX_STANDARD 14)/set(CMAKE_CXX_STANDARD 17)/' "$source"/{,horovod/torch/}CMakeLists.txt
     # Horovod's operations inside XLA programs use an interface that TensorFlow no longer has; they are on GPU alone.
     sed -i '/xla_mpi_ops.cc/d' "$source/horovod/tensorflow/CMakeLists.txt"
-    # TensorFlow gives a stream's handle by a method now; AsGpuStreamValue is gone, and would be missed at import only.
-    sed -i -e '/^\/\/ Forward declaration of AsGpuStreamValue/,/^} \/\/ namespace gpu/d' "$source/horovod/tensorflow/mpi_ops.cc"
-    sed -i -zE 's/stream_executor::gpu::AsGpuStreamValue\(\s*device_context->stream\(\)\)/static_cast<GpuStreamHandle>(device_context->stream()->platform_specific_handle().stream)/g' \
-        "$source/horovod/tensorflow/mpi_ops.cc"
+    # Horovod declares a function of TensorFlow's that is gone, which only the loader would notice: a stream tells its
+    # handle itself now.
+    sed -i '\|^#include "tensorflow/compiler/xla/stream_executor/stream.h"|a namespace stream_executor::gpu {\
+GpuStreamHandle AsGpuStreamValue(Stream* stream) {\
+  return static_cast<GpuStreamHandle>(stream->platform_specific_handle().stream);\
+}\
+}' "$source/horovod/tensorflow/mpi_ops.cc"
     # What the framework has not loaded by itself is found where it was linked, NCCL's package beside Horovod's.
-    # shellcheck disable=SC2016  # $ORIGIN is the loader's
-    sed -i '/^project(horovod CXX)/a set(CMAKE_BUILD_WITH_INSTALL_RPATH ON)\nset(CMAKE_INSTALL_RPATH "$ENV{HOROVOD_RPATH}")' \
-        "$source/CMakeLists.txt"
+    # shellcheck disable=SC2016  # $ENV is CMake's
+    sed -i '/^project(horovod CXX)/a set(CMAKE_BUILD_WITH_INSTALL_RPATH ON)\
+set(CMAKE_INSTALL_RPATH "$ENV{HOROVOD_RPATH}")' "$source/CMakeLists.txt"
     echo "building Horovod $version, a few minutes"
     # make's own flags would keep Horovod's setup.py from building in parallel.
     env -u MAKELEVEL MAKEFLAGS="-j$(nproc)" PATH="$(dirname "$("$python" -c 'import sys; print(sys.executable)')"):$PATH" \
@@ -170,18 +181,23 @@ if [[ ! $wheel ]]; then
         { tail -n 60 "$work/log" >&2; exit 1; }
     wheel=$(ls "$work"/wheel/*.whl)
 fi
+# Another build of the same version would not be replaced.
+"${pip[@]}" uninstall -y horovod 2> /dev/null
 "${pip[@]}" install "$wheel"
-# The linker lets an undefined symbol pass, the loader does not: Horovod's libraries ask for all of theirs to be bound as
-# they are loaded. Neither a GPU nor its driver is needed for that.
+# The linker lets an undefined symbol pass. The loader does not, since Horovod's libraries have all of theirs bound at
+# once; neither a GPU nor its driver is needed for that.
 for framework in PYTORCH:torch TENSORFLOW:tensorflow; do
-    [[ $(said "${framework%:*}") ]] || continue
+    name=$(said "${framework%:*}")
+    [[ $name ]] || continue
     if ! loaded=$("$python" -c "
 import horovod.${framework#*:} as hvd
-assert hvd.gloo_built() and (not '${HOROVOD_GPU_OPERATIONS:-}' or hvd.nccl_built())" 2>&1); then
+assert hvd.gloo_built(), 'Gloo is missing'
+assert '${HOROVOD_GPU_OPERATIONS:-}' != 'NCCL' or hvd.nccl_built(), 'NCCL is missing'" 2>&1); then
         "${pip[@]}" uninstall -y horovod
-        printf '%s\nHorovod does not load with %s, and was taken out again\n' "$loaded" "$(said "${framework%:*}")" >&2
+        printf '%s\nHorovod does not load with %s, and was taken out again.\n' "$loaded" "$name" >&2
         exit 1
     fi
+    echo "Horovod $version for ${HOROVOD_GPU_OPERATIONS:-the host} loads with $name"
 done
 if [[ $wheel == "$work"/* ]]; then
     kept=$cache/horovod-$(sha256sum <<< "$found" | cut -c1-12)

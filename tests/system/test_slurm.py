@@ -231,6 +231,7 @@ def test_a_ray_cluster_in_an_allocation_has_its_gpus(
 # Whole studies
 
 
+@pytest.mark.horovod
 def test_a_study_of_both_frameworks_over_one_two_and_four_nodes_by_sbatch(
     cluster: SlurmCluster, write_study: WriteStudy, records: Records, no_rank_runs: NoRankRuns, tmp_path: Path
 ) -> None:

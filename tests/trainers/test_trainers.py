@@ -169,6 +169,7 @@ def test_every_way_to_run_a_trainer_learns_what_the_usual_one_does(
         assert ranks[0]["compiled"] > 0, "torch.compile has compiled nothing"
 
 
+@pytest.mark.horovod
 def test_what_horovod_and_one_process_differ_by_in_tensorflow_is_rounding(
     make_trial: MakeTrial, tmp_path: Path
 ) -> None:
@@ -186,6 +187,7 @@ def test_what_horovod_and_one_process_differ_by_in_tensorflow_is_rounding(
     assert far["float64"] <= 1e-12
 
 
+@pytest.mark.horovod
 def test_batch_normalized_models_train_on_two_ranks_with_equal_parameters(
     make_trial: MakeTrial, tmp_path: Path
 ) -> None:
@@ -197,6 +199,7 @@ def test_batch_normalized_models_train_on_two_ranks_with_equal_parameters(
         assert np.isfinite(first["losses"]).all()
 
 
+@pytest.mark.horovod
 def test_images_of_a_folder_are_decoded_and_trained_on_by_every_framework(
     make_trial: MakeTrial, tmp_path: Path
 ) -> None:
