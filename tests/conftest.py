@@ -18,8 +18,8 @@ from scalestudy.trainers.trial import Data, Measurement, Optimizer, Trial
 HOST = Host(name="here", system="Linux", cpu_model="a CPU", cpu_count=2, memory_bytes=2**34)
 
 
-# trainers/horovod.sh leaves it on a GPU host that cannot build Horovod, with what is missing. Without it a test that does
-# not find Horovod fails.
+# trainers/horovod.sh leaves it on a GPU host that cannot build Horovod, with what is missing. Without it a test that
+# does not find Horovod fails.
 NO_HOROVOD = Path(sys.prefix, ".horovod-missing")
 
 
