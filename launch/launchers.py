@@ -55,7 +55,8 @@ def own_programs(study: Study, path: Path) -> dict[str, Program]:
             continue
         program = shutil.which(path.parent / Path(own).expanduser() if "/" in own else own)
         if program is None:
-            raise InputError(f"{path}: environments.{trainer}: {own!r} is no program that can be run")
+            built = "; `make envs` builds it" if "/.venvs/" in own else ""
+            raise InputError(f"{path}: environments.{trainer}: {own!r} is no program that can be run{built}")
         # Not resolved: a virtual environment's python is a link, and where the link lies tells it so.
         found[trainer] = str(Path(program).absolute())
     return found

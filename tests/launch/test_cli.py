@@ -76,6 +76,11 @@ def broken(path: Path, field: str) -> None:
         ),
         (lambda path: broken(path, "environments: {torch-ddp: /no/python}\n#"), [], "'/no/python' is no program"),
         (
+            lambda path: broken(path, "environments: {torch-ddp: ../.venvs/torch/bin/python}\n#"),
+            [],
+            "environments.torch-ddp: '../.venvs/torch/bin/python' is no program that can be run; `make envs` builds it",
+        ),
+        (
             lambda path: broken(path, "environments: {torch-ddp: {image: x.sqsh, runtime: pyxis}}\n#"),
             [],
             "environments.torch-ddp.runtime: 'pyxis': is a plugin of Slurm's; with launcher 'local' use 'apptainer'",
