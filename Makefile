@@ -1,15 +1,18 @@
-# Two commands do all the set-up: `make study` and `make test`. Each works alone. On GPU hosts `make envs` builds an
-# environment for each framework, because their CUDA libraries clash in one; a study's `environments` names them.
+# Two commands do all the set-up: `make study` and `make test`. Each works alone. torch and TensorFlow cannot both have
+# CUDA in one environment, since their cuDNN and NCCL are files of the same names: where TensorFlow is to use GPUs,
+# `make envs` builds an environment for each, and a study's `environments` names them.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
-# TensorFlow comes twice: with CUDA, and a smaller build for hosts without an NVIDIA GPU.
+# What TensorFlow's own environment gets: CUDA, or the smaller build for hosts without an NVIDIA GPU.
 TENSORFLOW := $(if $(shell command -v nvidia-smi),tensorflow,tensorflow-cpu)
+TORCH := torch
 READY := $(VENV)/.ready
 HOROVOD := $(VENV)/.horovod
 ENVS := .venvs/torch/.horovod .venvs/tensorflow/.horovod
+GPU_BUILDS := build/gpu/torch/.horovod build/gpu/tensorflow/.horovod
 PACKAGES := cluster trainers analysis launch
 
-.PHONY: study test fast lint environment horovod envs clean
+.PHONY: study test fast lint environment horovod envs gpu-build clean
 
 # What two targets need is no by-product to be deleted.
 .SECONDARY:
@@ -17,7 +20,7 @@ PACKAGES := cluster trainers analysis launch
 study: environment
 	$(VENV)/bin/scalestudy run studies/demo.yaml
 
-test: horovod
+test: $(HOROVOD)
 	$(VENV)/bin/pytest
 
 fast: environment
@@ -36,17 +39,27 @@ lint: environment
 environment: $(READY)
 
 horovod: $(HOROVOD)
+	@test -e $<
 
 envs: $(ENVS)
 
-# Horovod in every environment, built for what is in it.
-%/.horovod: %/.ready trainers/horovod.sh
-	trainers/horovod.sh $*/bin/python
-	touch $@
+# Horovod for GPUs, built and loaded on a host that need not have one: nvcc, a C++ compiler and 12 GB are enough.
+gpu-build: export HOROVOD_GPU_OPERATIONS := NCCL
+gpu-build: $(GPU_BUILDS)
+	@for built in $(GPU_BUILDS); do test -e $$built || exit 1; done
 
-$(READY): EXTRAS := torch,$(TENSORFLOW),ray,test
-.venvs/torch/.ready: EXTRAS := torch
+# Horovod in every environment, built for what is in it. Exit code 3: a GPU build lacks something, and horovod.sh has
+# said what. All but Horovod goes on without it.
+%/.horovod: %/.ready trainers/horovod.sh
+	@rm -f $@
+	trainers/horovod.sh $*/bin/python && touch $@ || test $$? = 3
+
+$(READY): EXTRAS := torch,tensorflow-cpu,ray,test
+%/torch/.ready: EXTRAS := torch
 .venvs/tensorflow/.ready: EXTRAS := $(TENSORFLOW)
+build/gpu/tensorflow/.ready: EXTRAS := tensorflow
+# ===: not a build whose version goes on, such as +cpu.
+build/gpu/torch/.ready: TORCH := $(shell sed -n 's/^torch==/torch===/p' constraints.txt)
 
 %/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "scalestudy needs Python 3.11 or newer")'
@@ -55,7 +68,7 @@ $(READY): EXTRAS := torch,$(TENSORFLOW),ray,test
 	    { apt-get update -q && apt-get install -q -y python3-venv; }
 	$(PYTHON) -m venv $* || { echo 'install venv first: apt-get install python3-venv' >&2; exit 1; }
 	@# torch first, so that nothing else can choose another build of it.
-	case ',$(EXTRAS),' in *,torch,*) $*/bin/pip install -q -c constraints.txt torch;; esac
+	case ',$(EXTRAS),' in *,torch,*) $*/bin/pip install -q -c constraints.txt '$(TORCH)';; esac
 	$*/bin/pip install -q -c constraints.txt -e '.[$(EXTRAS)]'
 	touch $@
 

@@ -27,6 +27,16 @@ _INSTALL = {
     "horovod": "make horovod, or for another Python: trainers/horovod.sh PYTHON",
     "scalestudy": "install scalestudy there too: PYTHON -m pip install . in its repository",
 }
+# How to get a build for GPUs where there is one without.
+_WITH_CUDA = {
+    "torch": "PYTHON -m pip install --force-reinstall torch, from an index whose torch has CUDA, as PyPI's has",
+    "tensorflow": "PYTHON -m pip install 'tensorflow[and-cuda]' in an environment without torch",
+}
+# What a framework writes when it cannot use the GPUs.
+_COMPLAINT = re.compile(
+    "Could not load dynamic library.*|Cannot dlopen some GPU libraries|CUDA initialization: .*"
+    "|failed call to cuInit: .*"
+)
 # A framework on a cold network file system takes its time.
 _PROBE_S = 300.0
 
@@ -160,10 +170,45 @@ def _trainer(name: str, program: Program, gpus: int) -> Finding:
         )
     found = Probe.model_validate_json(told.stdout.strip().splitlines()[-1])
     versions = ", ".join(f"{distribution} {version}" for distribution, version in found.versions.items())
+    why, advice = unusable(found, gpus, told.stderr)
     return Finding(
         group="trainer",
         subject=name,
-        ready=found.gpus == gpus,
-        detail=f"{program}: Python {found.python}, {versions}; sees {found.gpus} of {gpus} GPUs",
-        advice="" if found.gpus == gpus else "install a build of it with CUDA, for this driver",
+        ready=not why,
+        detail=f"{program}: Python {found.python}, {versions}; sees {found.gpus} of {gpus} GPUs" + (why and f": {why}"),
+        advice=advice,
     )
+
+
+def unusable(found: Probe, gpus: int, said: str) -> tuple[str, str]:
+    """Return why a trainer cannot use all GPUs of this host and how to mend it, both empty where it can.
+
+    `said` is what its framework wrote meanwhile.
+    """
+    framework, *_ = found.versions
+    if found.gpus >= gpus:
+        if gpus and found.nccl is False:
+            return "Horovod is built without NCCL", "on this host: trainers/horovod.sh PYTHON"
+        return "", ""
+    if not found.cuda:
+        return f"{framework} is built without CUDA", f"make envs, or: {_WITH_CUDA[framework.removesuffix('-cpu')]}"
+    if found.driver_cuda is None:
+        return (
+            "the driver's libcuda.so.1 is not found",
+            "install NVIDIA's driver; start a container with its GPUs (apptainer --nv, docker --gpus all)",
+        )
+    if _major(found.driver_cuda) < _major(found.cuda):
+        return (
+            f"{framework} is built for CUDA {found.cuda}, and the driver runs CUDA {found.driver_cuda} at most",
+            f"update the driver, or install a build of {framework} for CUDA {_major(found.driver_cuda)}",
+        )
+    if found.allowed is not None:
+        return f"CUDA_VISIBLE_DEVICES is {found.allowed!r}", "unset CUDA_VISIBLE_DEVICES"
+    complaint = _COMPLAINT.search(said)
+    if complaint and "dl" in complaint[0]:
+        return complaint[0], f"make envs, or: {_WITH_CUDA[framework]}"
+    return complaint[0] if complaint else f"{framework} does not say why", "nvidia-smi must list them all"
+
+
+def _major(version: str) -> int:
+    return int(version.partition(".")[0])

@@ -13,7 +13,7 @@ from scalestudy.launch.study import Container, Study, known
 
 LAUNCHERS: Mapping[str, Callable[[Study, Mapping[str, Program]], Launcher]] = {
     "local": lambda _, programs: LocalLauncher(programs),
-    "slurm": lambda study, programs: SlurmLauncher(programs, study.slurm.container, os.environ),
+    "slurm": lambda study, programs: SlurmLauncher(programs, study.slurm.container, os.environ, study.device),
     "ray": lambda study, programs: _ray(study, programs),
 }
 
@@ -55,7 +55,8 @@ def own_programs(study: Study, path: Path) -> dict[str, Program]:
             continue
         program = shutil.which(path.parent / Path(own).expanduser() if "/" in own else own)
         if program is None:
-            raise InputError(f"{path}: environments.{trainer}: {own!r} is no program that can be run")
+            built = "; `make envs` builds it" if "/.venvs/" in own else ""
+            raise InputError(f"{path}: environments.{trainer}: {own!r} is no program that can be run{built}")
         # Not resolved: a virtual environment's python is a link, and where the link lies tells it so.
         found[trainer] = str(Path(program).absolute())
     return found

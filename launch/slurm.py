@@ -37,7 +37,11 @@ class SlurmLauncher:
     elastic = False
 
     def __init__(
-        self, programs: Mapping[str, Program], container: Container | None, environ: Mapping[str, str]
+        self,
+        programs: Mapping[str, Program],
+        container: Container | None,
+        environ: Mapping[str, str],
+        device: str = "cpu",
     ) -> None:
         for variable in ("SLURM_JOB_ID", "SLURM_JOB_CPUS_PER_NODE"):
             if variable not in environ:
@@ -50,6 +54,7 @@ class SlurmLauncher:
         self._environ = environ
         self._job_id = environ["SLURM_JOB_ID"]
         self._job = slurm_ask.job(self._job_id)
+        self._gpus = gpus_of_job(self._job_id, device)
         self._lost: set[str] = set()
         self._names: list[str] = []
         self._threads_per_core = 1
@@ -63,7 +68,7 @@ class SlurmLauncher:
     def capacity(self) -> Topology:
         nodes = len(self._usable())
         cpus = min(tasks_per_node(self._environ["SLURM_JOB_CPUS_PER_NODE"]))
-        gpus, limit = job_gpus(self._environ)
+        gpus, limit = gpus_of_trial(self._gpus, self._environ.get("CUDA_VISIBLE_DEVICES", ""))
         return Topology(
             nodes=nodes,
             cpus_per_node=cpus,
@@ -204,15 +209,28 @@ class SlurmLauncher:
                     slurm_ask.ask(["scancel", "--signal=KILL", step_id])
 
 
-def job_gpus(environ: Mapping[str, str]) -> tuple[int, str | None]:
-    """Return how many GPUs of a node of the job a trial can use, and why no more if that is not all of them."""
-    # salloc says what was asked for alone, such as 8 or a100:8.
-    said = environ.get("SLURM_GPUS_ON_NODE") or environ.get("SLURM_GPUS_PER_NODE") or "0"
-    gpus = sum(int(part.rpartition(":")[2]) for part in said.split(","))
-    if gpus > 1 and environ.get("CUDA_VISIBLE_DEVICES", "").startswith("MIG-"):
-        # Slurm counts instances as GPUs.
-        return 1, MIG_LIMIT
-    return gpus, None
+def gpus_of_job(job_id: str, device: str) -> int:
+    """Return how many GPUs a job has on each node.
+
+    Raises InputError where it lacks GPUs that its nodes have, unless the study's `device` is `cpu`.
+    """
+    given = slurm_ask.given_gpus(job_id)
+    there = [node.gpus for node in slurm_ask.nodes(names=slurm_ask.job(job_id).nodes) if node.gpus]
+    if not given and there and device != "cpu":
+        raise InputError(
+            f"device: {device!r}: job {job_id} was not given GPUs on every node; "
+            f"ask for them with sbatch --gpus-per-node={min(there)}, or use 'cpu'"
+        )
+    return given
+
+
+def gpus_of_trial(given: int, visible: str) -> tuple[int, str | None]:
+    """Return how many of the GPUs that a job has on a node a trial can use, and why no more if that is not all.
+
+    `visible` is CUDA_VISIBLE_DEVICES in the job.
+    """
+    # Slurm counts MIG instances as GPUs.
+    return (1, MIG_LIMIT) if given > 1 and visible.startswith("MIG-") else (given, None)
 
 
 def step_options(

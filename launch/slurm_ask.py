@@ -139,6 +139,17 @@ def gpu_count(gres: str) -> int:
     return sum(int(words[-1]) if words[-1].isdigit() else 1 for words in counts)
 
 
+def given_gpus(job_id: str) -> int:
+    """Return the fewest GPUs that a job has on any of its nodes, whether it asked for them by number or not."""
+    return parsed_gpus(ask(["scontrol", "show", "--details", "job", job_id]))
+
+
+def parsed_gpus(shown: str) -> int:
+    """Take apart what scontrol tells of a job, a line for every group of nodes that give it the same."""
+    given = re.findall(r"^ +Nodes=.* GRES=(\S*)", shown, re.MULTILINE)
+    return min(map(gpu_count, given), default=0)
+
+
 def _shown(job_id: str) -> str:
     return ask(["scontrol", "show", "job", job_id])
 

@@ -34,6 +34,24 @@ program=${SCALESTUDY:-}
 bin=$(dirname "$program")
 [ -x "$bin/ray" ] || fail "$bin has no ray: pip install 'scalestudy[ray]'"
 
+# A step without --gres has none of the GPUs that the job was given.
+gpus=$("$bin/python" - "$SLURM_JOB_ID" "$1" << 'PYTHON'
+import sys
+from pathlib import Path
+
+from scalestudy.launch.errors import InputError
+from scalestudy.launch.slurm import gpus_of_job
+from scalestudy.launch.study import load_study
+
+try:
+    print(gpus_of_job(sys.argv[1], load_study(Path(sys.argv[2])).device))
+except InputError as error:
+    sys.exit(f"ray.sh: {error}")
+PYTHON
+) || exit 2
+gres=none
+[ "$gpus" = 0 ] || gres=gpu:$gpus
+
 # How other nodes reach a node: its address in Slurm, as a number. Its name need not resolve.
 address_of() {
     getent ahostsv4 "$(sinfo --noheader --Node --nodes="$1" --format=%o | head -n 1)" | awk 'NR == 1 { print $1 }'
@@ -49,7 +67,7 @@ node() {
     local mine agent
     mine=$(address_of "$SLURMD_NODENAME")
     agent=$("$bin/python" -m scalestudy.cluster.ports 1)
-    local options=(--block --node-ip-address="$mine" --num-cpus="$SLURM_CPUS_ON_NODE" --num-gpus="${SLURM_GPUS_ON_NODE:-0}"
+    local options=(--block --node-ip-address="$mine" --num-cpus="$SLURM_CPUS_ON_NODE" --num-gpus="$gpus"
         --temp-dir="/tmp/ray-$SLURM_JOB_ID-$SLURM_NODEID" --dashboard-agent-listen-port="$agent")
     if [ "$mine" = "$head" ]; then
         exec "$bin/ray" start --head --port="$port" --dashboard-host=127.0.0.1 --dashboard-port="$dashboard" "${options[@]}"
@@ -57,11 +75,12 @@ node() {
     until (exec 3<> "/dev/tcp/$head/$port") 2> /dev/null; do sleep 0.5; done
     exec "$bin/ray" start --address="$head:$port" "${options[@]}"
 }
-export RAY_USAGE_STATS_ENABLED=${RAY_USAGE_STATS_ENABLED:-0} bin head port dashboard
+export RAY_USAGE_STATS_ENABLED=${RAY_USAGE_STATS_ENABLED:-0} bin head port dashboard gpus
 export -f node address_of
 
 srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --overlap --mpi=none \
-    --cpus-per-task="$SLURM_CPUS_ON_NODE" --output="ray-$SLURM_JOB_ID-%N.log" bash -c node &
+    --cpus-per-task="$SLURM_CPUS_ON_NODE" --gres="$gres" --output="ray-$SLURM_JOB_ID-%N.log" \
+    bash -c node &
 nodes=$!
 run=
 trap '[ -z "$run" ] || kill -TERM "$run"' USR1 TERM

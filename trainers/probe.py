@@ -1,6 +1,8 @@
 """What a trainer finds in this interpreter: `python -m scalestudy.trainers.probe TRAINER` prints it as JSON."""
 
+import ctypes
 import importlib.metadata
+import os
 import platform
 import sys
 
@@ -9,19 +11,46 @@ from scalestudy.trainers.trainer import TRAINERS
 
 
 class Probe(Frozen):
-    """Versions by distribution, and how many GPUs the framework sees."""
+    """Versions by distribution, how many GPUs the framework sees, and what that depends on.
+
+    `cuda` is the version that the framework is built with, `driver_cuda` the newest that the driver here can run,
+    `allowed` is CUDA_VISIBLE_DEVICES, and `nccl` is whether Horovod is built with it.
+    """
 
     python: str
     versions: dict[str, str]
     gpus: int
+    cuda: str | None = None
+    driver_cuda: str | None = None
+    allowed: str | None = None
+    nccl: bool | None = None
 
 
 def probe(name: str) -> Probe:
     """Import a trainer's framework and ask it; raises ImportError where it is not there."""
     entry = TRAINERS[name]
-    gpus = entry.load().visible_gpus()
-    versions = dict(map(_installed, entry.distributions))
-    return Probe(python=platform.python_version(), versions=versions, gpus=gpus)
+    trainer = entry.load()
+    # There if the trainer has just imported it.
+    horovod = sys.modules.get(f"horovod.{entry.distributions[0]}")
+    return Probe(
+        python=platform.python_version(),
+        versions=dict(map(_installed, entry.distributions)),
+        gpus=trainer.visible_gpus(),
+        cuda=trainer.cuda_build(),
+        driver_cuda=_driver_cuda(),
+        allowed=os.environ.get("CUDA_VISIBLE_DEVICES"),
+        nccl=horovod and bool(horovod.nccl_built()),
+    )
+
+
+def _driver_cuda() -> str | None:
+    """Ask the driver as a framework finds it, which in a container is not as the host does."""
+    version = ctypes.c_int()
+    try:
+        failed = ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(version))
+    except OSError:
+        return None
+    return None if failed else f"{version.value // 1000}.{version.value % 1000 // 10}"
 
 
 def _installed(distribution: str) -> tuple[str, str]:

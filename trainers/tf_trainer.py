@@ -52,6 +52,11 @@ class TfTrainer:
         return len(tf.config.list_physical_devices("GPU"))
 
     @staticmethod
+    def cuda_build() -> str | None:
+        version = tf.sysconfig.get_build_info().get("cuda_version")
+        return version and str(version)
+
+    @staticmethod
     def allocator_summary() -> str | None:
         held = {name: tf.config.experimental.get_memory_info(name) for name in _gpu_names()}
         return "\n".join(f"{name}: {info}" for name, info in held.items()) or None

@@ -64,6 +64,10 @@ class TorchTrainer:
         return torch.cuda.device_count()
 
     @staticmethod
+    def cuda_build() -> str | None:
+        return torch.version.cuda
+
+    @staticmethod
     def allocator_summary() -> str | None:
         return torch.cuda.memory_summary() if torch.cuda.is_initialized() else None
 

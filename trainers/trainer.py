@@ -42,6 +42,10 @@ class Trainer(Protocol):
         """Return how many GPUs the framework sees."""
 
     @staticmethod
+    def cuda_build() -> str | None:
+        """Return the version of CUDA that the framework is built with, None where it is built without."""
+
+    @staticmethod
     def allocator_summary() -> str | None:
         """Return what the device's allocator holds, None where it was not used."""
 

@@ -78,6 +78,11 @@ def broken(path: Path, field: str) -> None:
         ),
         (lambda path: broken(path, "environments: {torch-ddp: /no/python}\n#"), [], "'/no/python' is no program"),
         (
+            lambda path: broken(path, "environments: {torch-ddp: ../.venvs/torch/bin/python}\n#"),
+            [],
+            "environments.torch-ddp: '../.venvs/torch/bin/python' is no program that can be run; `make envs` builds it",
+        ),
+        (
             lambda path: broken(path, "environments: {torch-ddp: {image: x.sqsh, runtime: pyxis}}\n#"),
             [],
             "environments.torch-ddp.runtime: 'pyxis': is a plugin of Slurm's; with launcher 'local' use 'apptainer'",
@@ -128,13 +133,6 @@ def test_a_part_of_a_study_is_run_alone(study: Path, tmp_path: Path) -> None:
     assert "repeat 2" in told.stdout
     assert "1 trials, 1 to run" in told.stdout
     assert "0 trials, 0 to run" in scalestudy("run", study, "--dry-run", "--nodes", "2").stdout
-
-
-def test_doctor_names_every_trainer_and_what_it_needs() -> None:
-    told = scalestudy("doctor")
-    assert told.returncode == 0
-    for name in ("local", "slurm", "ray", "CPU", "GPU"):
-        assert name in told.stdout
 
 
 def test_a_broken_driver_stops_studies_that_may_want_gpus_and_no_others(study: Path, nvml_standin: Path) -> None:

@@ -12,32 +12,24 @@ from scalestudy.launch.launcher import check_capacity, nodes_needed, unfit
 from scalestudy.launch.slurm import (
     SlurmLauncher,
     failed_tasks,
-    job_gpus,
+    gpus_of_trial,
     rank_addresses,
     step_environment,
     step_options,
 )
-from scalestudy.launch.slurm_ask import Node, gpu_count, log_pattern, parsed_node, without_options
+from scalestudy.launch.slurm_ask import Node, gpu_count, log_pattern, parsed_gpus, parsed_node, without_options
 from scalestudy.trainers.trial import Trial
 
 MakeTrial = Callable[..., Trial]
 
 
 @pytest.mark.parametrize(
-    ("environ", "gpus"),
-    [
-        ({}, 0),
-        ({"SLURM_GPUS_ON_NODE": "8", "SLURM_GPUS_PER_NODE": "a100:8"}, 8),
-        # In an salloc's shell, which sets no more.
-        ({"SLURM_GPUS_PER_NODE": "4"}, 4),
-        ({"SLURM_GPUS_PER_NODE": "a100:2,v100:1"}, 3),
-        ({"SLURM_GPUS_ON_NODE": "1", "CUDA_VISIBLE_DEVICES": "MIG-1"}, 1),
-        ({"SLURM_GPUS_ON_NODE": "7", "CUDA_VISIBLE_DEVICES": "MIG-1,MIG-2"}, 1),
-    ],
+    ("given", "visible", "gpus"), [(0, "", 0), (8, "0,1,2,3,4,5,6,7", 8), (1, "MIG-1", 1), (7, "MIG-1,MIG-2", 1)]
 )
-def test_gpus_of_a_job_are_those_that_a_trial_can_use(environ: dict[str, str], gpus: int) -> None:
-    assert job_gpus(environ)[0] == gpus
-    assert (job_gpus(environ)[1] is not None) == ("MIG-2" in str(environ))
+def test_of_mig_instances_a_trial_can_use_one(given: int, visible: str, gpus: int) -> None:
+    found, limit = gpus_of_trial(given, visible)
+    assert found == gpus
+    assert (limit is not None) == (found < given)
 
 
 @pytest.mark.parametrize(
@@ -122,6 +114,29 @@ srun: Force Terminated StepId=2.1
 )
 def test_gpus_are_counted_in_slurms_list_of_resources(gres: str, count: int) -> None:
     assert gpu_count(gres) == count
+
+
+@pytest.mark.parametrize(
+    ("lines", "count"),
+    [
+        (["Nodes=node[1-2] CPU_IDs=0-3 Mem=0 GRES=gpu:2(IDX:0-1)"], 2),
+        (
+            [
+                "Nodes=a[1-2] CPU_IDs=0-3 Mem=0 GRES=gpu:a100:4(IDX:0-3)",
+                "Nodes=b1 CPU_IDs=0-3 Mem=0 GRES=gpu:2(IDX:0,3)",
+            ],
+            2,
+        ),
+        (["Nodes=a1 CPU_IDs=0 Mem=0 GRES=nvme:1,gpu:a100:1(IDX:0),gpu:v100:2(IDX:2-3)"], 3),
+        (["Nodes=a1 CPU_IDs=0 Mem=0 GRES=gpu:2(IDX:0-1)", "Nodes=a2 CPU_IDs=0 Mem=0 GRES="], 0),
+        (["Nodes=node[1-2] CPU_IDs=0 Mem=0 GRES="], 0),
+        ([], 0),
+    ],
+)
+def test_a_jobs_gpus_are_those_that_every_node_gives_it(lines: list[str], count: int) -> None:
+    # As scontrol shows it: the first two lines are of the job and are not to be read.
+    shown = ["JobId=1 JobName=x", "   JOB_GRES=gpu:4", "   NodeList=node[1-2]", *(f"     {line} " for line in lines)]
+    assert parsed_gpus("\n".join([*shown, "   TresPerNode=gres:gpu:8"])) == count
 
 
 @pytest.mark.parametrize(

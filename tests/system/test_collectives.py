@@ -16,6 +16,7 @@ pytestmark = pytest.mark.slow
 SCALESTUDY = str(Path(sys.executable).with_name("scalestudy"))
 
 
+@pytest.mark.horovod
 def test_every_trainers_own_all_reduce_is_swept_and_right(write_study: Callable[..., Path], tmp_path: Path) -> None:
     study = write_study(trainers=list(TRAINERS), models="cnn", world_sizes=[1, 2])
     out = tmp_path / "out"

@@ -48,6 +48,7 @@ def left(value: Any) -> Any:
     return [left(entry) for entry in value] if isinstance(value, list) else value
 
 
+@pytest.mark.horovod
 def test_local_slurm_and_ray_leave_the_same_records_but_for_launcher_hosts_and_timings(
     cluster: Any,
     raylets: Any,

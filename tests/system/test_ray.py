@@ -49,6 +49,7 @@ def measuring(out: Path, trial: str = "") -> bool:
     return any(out.glob(f"trials/*{trial}*/progress.jsonl"))
 
 
+@pytest.mark.horovod
 def test_a_study_of_both_frameworks_over_one_and_two_nodes_by_ray_job_submit(
     cluster: RayCluster, write_study: WriteStudy, records: Records, tmp_path: Path
 ) -> None:

@@ -156,9 +156,82 @@ def test_a_lost_node_is_named_and_not_used_again(
         cluster.all_nodes_up()
 
 
+# GPUs, for which character devices stand. Ranks that tell what they see and end stand for those that train.
+
+
+@pytest.fixture
+def gpu_study(write_study: WriteStudy, tmp_path: Path) -> Callable[[str], Path]:
+    interpreter = tmp_path / "interpreter"
+    interpreter.write_text(
+        "#!/bin/bash\necho rank ${SLURM_PROCID-} ${SLURMD_NODENAME-} sees $CUDA_VISIBLE_DEVICES\nexit 7\n"
+    )
+    interpreter.chmod(0o755)
+
+    def write(device: str) -> Path:
+        return write_study(
+            trainers="torch-ddp",
+            models="cnn",
+            world_sizes=[4],
+            device=device,
+            environments={"torch-ddp": str(interpreter)},
+        )
+
+    return write
+
+
+@pytest.mark.parametrize("device", ["gpu", "auto"])
+def test_a_job_of_whole_nodes_has_their_gpus_without_asking_for_them(
+    cluster: SlurmCluster, gpu_study: Callable[[str], Path], records: Records, tmp_path: Path, device: str
+) -> None:
+    out = tmp_path / "out"
+    cluster.sbatch("--nodes=2", f"--output={tmp_path}/%j.log", SCALE, gpu_study(device), "--out", out)
+    cluster.drained()
+    [record] = records(out)
+    assert (record.trial.device, record.trial.devices_per_node, record.trial.nodes) == ("gpu", 2, 2), logs(tmp_path)
+    seen = [path.read_text() for path in sorted(out.glob("trials/*/rank-*.log"))]
+    assert seen == [f"rank {rank} node{1 + rank // 2} sees 0,1\n" for rank in range(4)]
+
+
+def test_an_allocation_by_hand_has_the_gpus_of_its_nodes(
+    cluster: SlurmCluster, gpu_study: Callable[[str], Path], tmp_path: Path
+) -> None:
+    # No batch script: Slurm sets no SLURM_GPUS_ON_NODE.
+    run = [SCALESTUDY, "run", gpu_study("auto"), "--launcher", "slurm", "--out", tmp_path / "out", "--dry-run"]
+    told = cluster.tell("salloc", "--nodes=2", "--exclusive", "--mem=0", "--no-kill", *run)
+    assert "world size 4 on 2 nodes" in told
+
+
+@pytest.mark.parametrize(("device", "script"), [("gpu", SCALE), ("auto", SCALE), ("auto", RAY)])
+def test_a_job_without_the_gpus_of_its_nodes_says_how_to_ask_for_them(
+    cluster: SlurmCluster, gpu_study: Callable[[str], Path], tmp_path: Path, device: str, script: Path
+) -> None:
+    options = ["--nodes=2", "--oversubscribe", f"--output={tmp_path}/%j.log", f"--chdir={tmp_path}"]
+    job = cluster.sbatch(*options, script, gpu_study(device), "--out", tmp_path / "out")
+    cluster.drained()
+    assert cluster.exit_code(job) == "2:0"
+    who = "ray.sh" if script == RAY else "scalestudy"
+    assert logs(tmp_path) == (
+        f"{who}: device: {device!r}: job {job} was not given GPUs on every node; "
+        "ask for them with sbatch --gpus-per-node=2, or use 'cpu'\n"
+    )
+
+
+def test_a_ray_cluster_in_an_allocation_has_its_gpus(
+    cluster: SlurmCluster, gpu_study: Callable[[str], Path], records: Records, tmp_path: Path
+) -> None:
+    options = ["--nodes=2", f"--output={tmp_path}/%j.log", f"--chdir={tmp_path}"]
+    cluster.sbatch(*options, RAY, gpu_study("auto"), "--out", tmp_path / "out")
+    cluster.drained()
+    [record] = records(tmp_path / "out")
+    assert (record.trial.device, record.trial.devices_per_node, record.trial.nodes) == ("gpu", 2, 2), logs(tmp_path)
+    seen = [path.read_text() for path in sorted((tmp_path / "out").glob("trials/*/rank-*.log"))]
+    assert [line.split("sees ")[1] for line in seen] == ["0,1\n"] * 4
+
+
 # Whole studies
 
 
+@pytest.mark.horovod
 def test_a_study_of_both_frameworks_over_one_two_and_four_nodes_by_sbatch(
     cluster: SlurmCluster, write_study: WriteStudy, records: Records, no_rank_runs: NoRankRuns, tmp_path: Path
 ) -> None:

@@ -45,11 +45,13 @@ def series(records: list[Record]) -> dict[str, Record]:
     return {f"{series_name(record.trial)} {record.trial.precision}": record for record in records}
 
 
+@pytest.mark.horovod
 def test_frameworks_in_small(write_study: WriteStudy, records: Records, tmp_path: Path) -> None:
     run(write_study(**small("frameworks")), tmp_path / "out")
     assert set(series(records(tmp_path / "out"))) == {f"{name} fp32" for name in TRAINERS}
 
 
+@pytest.mark.horovod
 def test_modes_in_small(write_study: WriteStudy, records: Records, tmp_path: Path) -> None:
     study = small("modes")
     # One precision with all executions, and the other with none: compiling takes its time.
@@ -92,6 +94,7 @@ def environments() -> dict[str, str]:
     return {name: str(pythons[entry.distributions[0]]) for name, entry in TRAINERS.items()}
 
 
+@pytest.mark.horovod
 def test_each_framework_in_an_environment_of_its_own(
     write_study: WriteStudy, records: Records, environments: dict[str, str], tmp_path: Path
 ) -> None:
@@ -125,6 +128,7 @@ def test_a_trainer_in_a_container_of_its_own_beside_one_without(
     assert (tmp_path / "images").read_text() == "torch.sif\n" * 2
 
 
+@pytest.mark.horovod
 def test_the_doctor_looks_into_the_environments_of_a_study(
     write_study: WriteStudy, environments: dict[str, str]
 ) -> None:

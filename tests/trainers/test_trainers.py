@@ -223,6 +223,7 @@ def test_who_carries_the_gradients_is_on_record(
         assert look["train_hints"] == [communication]
 
 
+@pytest.mark.horovod
 def test_what_horovod_and_one_process_differ_by_in_tensorflow_is_rounding(
     make_trial: MakeTrial, tmp_path: Path
 ) -> None:
@@ -240,6 +241,7 @@ def test_what_horovod_and_one_process_differ_by_in_tensorflow_is_rounding(
     assert far["float64"] <= 1e-12
 
 
+@pytest.mark.horovod
 def test_batch_normalized_models_train_on_two_ranks_with_equal_parameters(
     make_trial: MakeTrial, tmp_path: Path
 ) -> None:
@@ -251,6 +253,7 @@ def test_batch_normalized_models_train_on_two_ranks_with_equal_parameters(
         assert np.isfinite(first["losses"]).all()
 
 
+@pytest.mark.horovod
 def test_images_of_a_folder_are_decoded_and_trained_on_by_every_framework(
     make_trial: MakeTrial, tmp_path: Path
 ) -> None:

@@ -1,0 +1,194 @@
+"""What trainers/horovod.sh does where Horovod cannot be built, or cannot be loaded: nothing is built here."""
+
+import hashlib
+import os
+import platform
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = ROOT / "trainers" / "horovod.sh"
+
+
+def executable(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    path.chmod(0o755)
+
+
+class Host:
+    """A host with programs of its own, and an environment with a torch that is a name, a version and a CUDA."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.prefix = folder / "venv"
+        subprocess.run([sys.executable, "-m", "venv", "--without-pip", self.prefix], check=True)
+        self.packages = next(self.prefix.glob("lib/*/site-packages"))
+
+    def has_torch(self, cuda: str | None) -> None:
+        (self.packages / "torch").mkdir()
+        (self.packages / "torch/__init__.py").touch()
+        # As torch writes it.
+        (self.packages / "torch/version.py").write_text(f"cuda: Optional[str] = {cuda!r}\nhip: Optional[str] = None\n")
+        (self.packages / "torch-2.13.0.dist-info").mkdir()
+        (self.packages / "torch-2.13.0.dist-info/METADATA").write_text("Name: torch\nVersion: 2.13.0\n")
+
+    def has_driver(self, cuda: str) -> None:
+        executable(self.folder / "bin/nvidia-smi", f"#!/bin/sh\necho '| NVIDIA-SMI 1  CUDA Version: {cuda}  |'\n")
+
+    def has_nvcc(self, cuda: str) -> None:
+        told = f"Cuda compilation tools, release {cuda}, V{cuda}.1"
+        executable(self.folder / "cuda/bin/nvcc", f"#!/bin/sh\necho '{told}'\n")
+        (self.folder / "cuda/include").mkdir()
+        (self.folder / "cuda/include/cublas_v2.h").touch()
+
+    def has_nccl(self) -> None:
+        (self.packages / "nvidia/nccl/include").mkdir(parents=True)
+        (self.packages / "nvidia/nccl/include/nccl.h").write_text("#define NCCL_VERSION_CODE 23203\n")
+
+    def build(self, **variables: str) -> "subprocess.CompletedProcess[str]":
+        environ = {
+            "PATH": f"{self.folder}/bin:{os.environ['PATH']}",
+            "XDG_CACHE_HOME": str(self.folder / "cache"),
+            # Only there: the host of the tests may have one.
+            "HOROVOD_CUDA_HOME": str(self.folder / "cuda"),
+        }
+        return subprocess.run(
+            [SCRIPT, self.prefix / "bin/python"], capture_output=True, text=True, env=environ | variables, timeout=120
+        )
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Host:
+    return Host(tmp_path)
+
+
+def lacking(host: Host) -> list[str]:
+    """Build, and return the first words of all that is missing."""
+    told = host.build()
+    assert told.returncode == 3, told.stdout + told.stderr
+    heading, *lines = told.stderr.splitlines()
+    assert heading == f"Horovod cannot be built for GPUs in {host.prefix}, which lacks:"
+    # The tests say why they did not test it.
+    assert (host.prefix / ".horovod-missing").read_text() == told.stderr
+    return [line.removeprefix("  * ").split(",")[0].split(".")[0] for line in lines if line.startswith("  * ")]
+
+
+def test_all_that_a_gpu_host_lacks_is_told_at_once(host: Host) -> None:
+    host.has_torch("13.0")
+    host.has_driver("13.0")
+    if Path("/usr/include/nccl.h").exists():
+        pytest.skip("this host has NCCL where every compiler looks")
+    assert lacking(host) == ["nvcc", "nccl"]
+    assert "-m pip install nvidia-nccl-cu13" in (host.prefix / ".horovod-missing").read_text()
+
+
+def test_nccl_of_the_pip_package_is_enough(host: Host) -> None:
+    host.has_torch("13.0")
+    host.has_driver("13.0")
+    host.has_nccl()
+    assert lacking(host) == ["nvcc"]
+
+
+def test_a_compiler_that_the_driver_cannot_follow_is_found_before_the_build(host: Host) -> None:
+    host.has_torch("12.6")
+    host.has_driver("12.8")
+    host.has_nccl()
+    host.has_nvcc("13.0")
+    assert lacking(host) == ["an nvcc for its driver: " + f"{host.folder}/cuda/bin/nvcc is of CUDA 13"]
+
+
+def test_torch_without_cuda_is_asked_for_only_where_a_gpu_build_is(host: Host) -> None:
+    host.has_torch(None)
+    host.has_driver("13.0")
+    host.has_nccl()
+    host.has_nvcc("13.0")
+    told = host.build(HOROVOD_GPU_OPERATIONS="NCCL")
+    assert told.returncode == 3
+    assert "torch with CUDA, since the torch here is a CPU build" in told.stderr
+    # Without it the host's build is begun, which needs a pip: what failed is no excuse for the tests.
+    told = host.build()
+    assert told.returncode == 1
+    assert "No module named pip" in told.stderr
+    assert not (host.prefix / ".horovod-missing").exists()
+
+
+def test_a_library_that_does_not_load_is_not_left_installed(host: Host) -> None:
+    host.has_torch(None)
+    python = host.prefix / "bin/python"
+    subprocess.run([python, "-m", "ensurepip"], check=True, stdout=subprocess.DEVNULL)
+    # A wheel as the cache has it, of a Horovod that asks for a symbol that nobody has.
+    source, library = host.folder / "lib.c", host.folder / "lib.so"
+    source.write_text("void gone(void);\nvoid horovod(void) { gone(); }\n")
+    subprocess.run(["cc", "-shared", "-fPIC", "-Wl,-z,now", "-o", library, source], check=True)
+    kept = host.folder / "cache/scalestudy/horovod-1"
+    kept.mkdir(parents=True)
+    with zipfile.ZipFile(kept / "horovod-0.28.1-py3-none-any.whl", "w") as wheel:
+        wheel.write(library, "horovod/lib.so")
+        wheel.writestr("horovod/__init__.py", "")
+        wheel.writestr(
+            "horovod/torch.py", "import ctypes, pathlib\nctypes.CDLL(pathlib.Path(__file__).with_name('lib.so'))\n"
+        )
+        info = "horovod-0.28.1.dist-info"
+        wheel.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: horovod\nVersion: 0.28.1\n")
+        wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr(f"{info}/RECORD", "")
+    recipe = hashlib.sha256(SCRIPT.read_bytes()).hexdigest()
+    (kept / "built-for").write_text(
+        f"python {platform.python_version()}\nPYTORCH torch 2.13.0 CUDA none\noperations host\nrecipe {recipe}  -\n"
+    )
+    told = host.build()
+    assert told.returncode == 1, told.stdout + told.stderr
+    assert "undefined symbol: gone" in told.stderr
+    assert told.stderr.endswith("Horovod does not load with torch 2.13.0 CUDA none, and was taken out again.\n"), (
+        told.stderr
+    )
+    assert not (host.packages / "horovod").exists()
+
+
+@pytest.mark.parametrize("noted", [True, False])
+def test_tests_of_horovod_are_skipped_loudly_only_where_a_gpu_host_cannot_build_it(noted: bool, tmp_path: Path) -> None:
+    suite = tmp_path / "suite"
+    suite.mkdir()
+    conftest = (ROOT / "tests/conftest.py").read_text()
+    assert 'Path(sys.prefix, ".horovod-missing")' in conftest
+    (suite / "conftest.py").write_text(conftest.replace("sys.prefix, ", f"{str(tmp_path)!r}, "))
+    (suite / "pytest.ini").write_text("[pytest]\nmarkers = horovod\n")
+    (suite / "test_it.py").write_text(
+        "import pytest\n"
+        "@pytest.mark.parametrize('trainer', ['torch-ddp', 'horovod-tf'])\n"
+        "def test_trainer(trainer): assert trainer == 'torch-ddp'\n"
+        "@pytest.mark.horovod\n"
+        "def test_marked(): assert False\n"
+    )
+    if noted:
+        (tmp_path / ".horovod-missing").write_text("Horovod cannot be built: which lacks:\n  * nvcc\n")
+    told = subprocess.run([sys.executable, "-m", "pytest", "-q", suite], capture_output=True, text=True, cwd=suite)
+    assert ("1 passed, 2 skipped" if noted else "2 failed, 1 passed") in told.stdout
+    assert ("HOROVOD'S TRAINERS WERE NOT TESTED" in told.stdout) == noted
+    assert ("  * nvcc\n" in told.stdout) == noted
+
+
+@pytest.mark.parametrize(
+    ("target", "exit_code", "goes_on"),
+    [("test", 0, True), ("test", 3, True), ("test", 1, False), ("horovod", 0, True), ("horovod", 3, False)],
+)
+def test_make_goes_on_without_horovod_only_where_it_cannot_be_built(
+    tmp_path: Path, target: str, exit_code: int, goes_on: bool
+) -> None:
+    for name in ("pyproject.toml", "constraints.txt"):
+        (tmp_path / name).touch()
+    executable(tmp_path / "trainers/horovod.sh", f"#!/bin/sh\nexit {exit_code}\n")
+    executable(tmp_path / ".venv/bin/pytest", "#!/bin/sh\ntouch tested\n")
+    # An earlier build's, before the recipe changed.
+    (tmp_path / ".venv/.horovod").touch()
+    os.utime(tmp_path / ".venv/.horovod", (1, 1))
+    (tmp_path / ".venv/.ready").touch()
+    told = subprocess.run(["make", "-f", ROOT / "Makefile", target], cwd=tmp_path, capture_output=True, text=True)
+    assert (told.returncode == 0) == goes_on, told.stdout + told.stderr
+    assert (tmp_path / "tested").exists() == (goes_on and target == "test")
+    assert (tmp_path / ".venv/.horovod").exists() == (exit_code == 0)
