@@ -9,7 +9,7 @@ HOROVOD := $(VENV)/.horovod
 ENVS := .venvs/torch/.horovod .venvs/tensorflow/.horovod
 PACKAGES := cluster trainers analysis launch
 
-.PHONY: study test fast lint environment horovod envs clean
+.PHONY: study test fast lint environment horovod envs gpu-bundle clean
 
 # What two targets need is no by-product to be deleted.
 .SECONDARY:
@@ -38,6 +38,19 @@ environment: $(READY)
 horovod: $(HOROVOD)
 
 envs: $(ENVS)
+
+# What benchmarks/gpu.py needs on a machine that has torch and no network: wheels for its Python, ours among them.
+# PyArrow is large, and only telemetry needs it: by itself, to be left behind where it is there already.
+GPU_PYTHON ?= 3.12
+GPU_DOWNLOAD = $(VENV)/bin/pip download -q --no-deps --only-binary=:all: -c constraints.txt --implementation cp \
+    --python-version $(GPU_PYTHON) --platform manylinux_2_28_x86_64 --platform manylinux2014_x86_64
+gpu-bundle: environment
+	rm -rf build/gpu build/gpu-pyarrow build/lib
+	$(VENV)/bin/pip wheel -q --no-deps -w build/gpu .
+	$(GPU_DOWNLOAD) -d build/gpu pydantic pydantic-core annotated-types typing-extensions typing-inspection \
+	    nvidia-ml-py psutil pyyaml pytest pluggy iniconfig packaging pygments
+	$(GPU_DOWNLOAD) -d build/gpu-pyarrow pyarrow
+	du -sh build/gpu build/gpu-pyarrow
 
 # Horovod in every environment, built for what is in it.
 %/.horovod: %/.ready trainers/horovod.sh

@@ -2,9 +2,9 @@
 
 Usage: python benchmarks/gpu.py OUT.json [--budget-s 540] [--only REGEX] [--dry-run]
 
-Needs torch, and what `make gpu-bundle` puts into build/gpu. Every case is a fresh process with a time limit, which stops
+Needs torch, and what `make gpu-bundle` puts into build/gpu. Every case is a fresh process with a time limit, and stops
 its rounds early when the budget runs out; OUT.json is written after every case. A further call with the same OUT.json
-goes on with what is missing for the same card. `--dry-run` walks every case with tiny sizes on a CPU: its figures say
+goes on with what is missing for the same card. `--dry-run` walks every case with tiny sizes on a CPU: its figures mean
 nothing.
 """
 
@@ -95,9 +95,9 @@ def one_case(
 def measured_before(case: Case, card: str, runs: list[dict[str, Any]]) -> str | None:
     """Return when the run began that has the case from the same card, or None."""
     for run in runs:
-        if run["dry_run"] == case.dry_run and card_of(run) == card:
-            if run["cases"].get(case.name, {}).get("outcome") == "ok":
-                return str(run["began_at"])
+        alike = run["dry_run"] == case.dry_run and card_of(run) == card
+        if alike and run["cases"].get(case.name, {}).get("outcome") == "ok":
+            return str(run["began_at"])
     return None
 
 
@@ -113,7 +113,8 @@ def in_a_process(case: Case, limit_s: float) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="scalestudy-gpu-") as name:
         told, log = Path(name, "told"), Path(name, "log")
         environ = os.environ | {"TMPDIR": name, "CUDA_DEVICE_ORDER": "PCI_BUS_ID", "PYTHONUNBUFFERED": "1"}
-        argv = [sys.executable, HERE / "gpu_case.py", case.model_dump_json(), repr(began_s + limit_s - _MARGIN_S)]
+        stops_s = repr(began_s + limit_s - _MARGIN_S)
+        argv = [sys.executable, str(HERE / "gpu_case.py"), case.model_dump_json(), stops_s]
         with told.open("wb") as stdout, log.open("wb") as stderr:
             # Its stdin ends with this process, and it with its stdin.
             process = subprocess.Popen(

@@ -1,7 +1,7 @@
 """Training loops that take turns, each in a process of its own: ours, a bare one, and one with timm's model.
 
-In one process a second compiled model would be compiled otherwise than the first (dynamic shapes), and a captured one
-would share memory with it.
+In one process a second model would be compiled otherwise than the first, with dynamic shapes, and would find caches
+that the first has filled.
 """
 
 import multiprocessing
@@ -11,7 +11,7 @@ import time
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.distributed as dist
@@ -47,10 +47,10 @@ class NoAnswerError(Exception):
 
 
 class Contestant:
-    """One loop in its own process, forked before anything has touched the device; it is built by `build`."""
+    """One loop in its own process, which imports what it needs at once and touches the device when told to `build`."""
 
     def __init__(self, case: Case, name: str) -> None:
-        context = multiprocessing.get_context("fork")
+        context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(case, name, theirs))
         self._process.start()
@@ -105,6 +105,8 @@ def _serve(case: Case, name: str, connection: "Connection[Any, Any]") -> None:
             connection.send(window(connection.recv()))
     except EOFError:
         pass
+    except NoAnswerError as error:
+        connection.send(str(error))
     except Exception as error:
         traceback.print_exc()
         connection.send(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
@@ -189,16 +191,14 @@ def _timm(model: str) -> nn.Module:
         import timm
 
         if model in timm.list_models():
-            network: nn.Module = timm.create_model(model)
-            return network
+            return cast(nn.Module, timm.create_model(model))
     except ImportError:
         pass
     try:
         import torchvision
 
         if hasattr(torchvision.models, model):
-            network = getattr(torchvision.models, model)()
-            return network
+            return cast(nn.Module, getattr(torchvision.models, model)())
     except ImportError:
         pass
     raise NoAnswerError(f"neither timm nor torchvision, where one is installed, has a {model}")

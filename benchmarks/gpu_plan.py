@@ -79,19 +79,19 @@ class Case(Frozen):
 
 def plan(dry_run: bool) -> list[Case]:
     """Return every case: first what a short budget must still give, then the rest of models, ways and formats."""
-    small = "resnet18" if dry_run else "resnet50"
-    first = [
+    model = "cnn" if dry_run else "resnet50"
+    first: list[dict[str, Any]] = [
         {"kind": "roofline"},
         {"kind": "train"},
-        {"kind": "worker", "model": small},
-        {"kind": "worker", "model": small, "ranks": 2},
-        {"kind": "telemetry", "model": "cnn" if dry_run else "resnet50"},
+        {"kind": "worker", "model": model},
+        {"kind": "worker", "model": model, "ranks": 2},
+        {"kind": "telemetry", "model": model},
         {"kind": "train", "execution": "compiled"},
         {"kind": "train", "execution": "graph"},
         {"kind": "checks"},
-        {"kind": "batch_auto", "model": "cnn" if dry_run else "resnet50"},
+        {"kind": "batch_auto", "model": model},
     ]
-    rest = [
+    rest: list[dict[str, Any]] = [
         {"kind": "train", "model": model, "precision": precision, "execution": execution}
         for execution in EXECUTIONS
         for precision in PRECISIONS

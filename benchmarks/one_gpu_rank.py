@@ -22,8 +22,8 @@ class OneGpu(TorchDdp):
     def __init__(self, trial: Trial, rank: Rank) -> None:
         join: Any = dist.init_process_group
 
-        def over_gloo(_backend: str, device_id: Any = None, **more: Any) -> None:
-            join("gloo", **more)
+        def over_gloo(*_: Any, **given: Any) -> None:
+            join("gloo", **{name: value for name, value in given.items() if name not in ("backend", "device_id")})
 
         dist.init_process_group = over_gloo
         try:
