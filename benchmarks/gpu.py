@@ -120,10 +120,11 @@ def in_a_process(case: Case, limit_s: float) -> dict[str, Any]:
             process = subprocess.Popen(
                 argv, env=environ, stdin=subprocess.PIPE, stdout=stdout, stderr=stderr, start_new_session=True
             )
-        try:
-            timed_out, _ = wait_for([process], limit_s, lambda: None)
-        finally:
-            kill_group(process)
+        with process:
+            try:
+                timed_out, _ = wait_for([process], limit_s, lambda: None)
+            finally:
+                kill_group(process)
         # A line that was cut off has no end.
         lines = told.read_text().split("\n")[:-1]
         said = log.read_text(errors="replace").split("\n")
