@@ -12,7 +12,7 @@ ENVS := .venvs/torch/.horovod .venvs/tensorflow/.horovod
 GPU_BUILDS := build/gpu/torch/.horovod build/gpu/tensorflow/.horovod
 PACKAGES := cluster trainers analysis launch
 
-.PHONY: study test fast lint environment horovod envs gpu-build clean
+.PHONY: study test fast lint environment horovod envs gpu-build gpu-bundle clean
 
 # What two targets need is no by-product to be deleted.
 .SECONDARY:
@@ -47,6 +47,19 @@ envs: $(ENVS)
 gpu-build: export HOROVOD_GPU_OPERATIONS := NCCL
 gpu-build: $(GPU_BUILDS)
 	@for built in $(GPU_BUILDS); do test -e $$built || exit 1; done
+
+# What benchmarks/gpu.py needs on a machine that has torch and no network: wheels for its Python, ours among them.
+# PyArrow is large, and only telemetry needs it: by itself, to be left behind where it is there already.
+GPU_PYTHON ?= 3.12
+GPU_DOWNLOAD = $(VENV)/bin/pip download -q --no-deps --only-binary=:all: -c constraints.txt --implementation cp \
+    --python-version $(GPU_PYTHON) --platform manylinux_2_28_x86_64 --platform manylinux2014_x86_64
+gpu-bundle: environment
+	rm -rf build/gpu-bundle build/gpu-bundle-pyarrow build/lib
+	$(VENV)/bin/pip wheel -q --no-deps -w build/gpu-bundle .
+	$(GPU_DOWNLOAD) -d build/gpu-bundle pydantic pydantic-core annotated-types typing-extensions typing-inspection \
+	    nvidia-ml-py psutil pyyaml pytest pluggy iniconfig packaging pygments
+	$(GPU_DOWNLOAD) -d build/gpu-bundle-pyarrow pyarrow
+	du -sh build/gpu-bundle build/gpu-bundle-pyarrow
 
 # Horovod in every environment, built for what is in it. Exit code 3: a GPU build lacks something, and horovod.sh has
 # said what. All but Horovod goes on without it.

@@ -10,25 +10,22 @@ with their 95 % bootstrap intervals.
 
 import json
 import os
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from ranks import run_ranks, trial_of
 from scipy.stats import bootstrap
 
-from scalestudy.cluster.ports import free_ports
 from scalestudy.cluster.rank import Rank
-from scalestudy.launch.local import environment, local_ranks
 from scalestudy.trainers.measure import steps_for, timed_window
 from scalestudy.trainers.models import initial_parameters, model_spec
 from scalestudy.trainers.pinning import take_place
 from scalestudy.trainers.trainer import TRAINERS
-from scalestudy.trainers.trial import Data, Measurement, Optimizer, Trial
+from scalestudy.trainers.trial import Data, Trial
 
 WINDOW_S = 0.5
 CASES = (
@@ -173,46 +170,6 @@ def rank_main(folder: Path, count: int) -> None:
     trainer.close()
     sys.stdout.flush()
     os._exit(0)
-
-
-def trial_of(trainer: str, model: str, data: Data, batch: int, world_size: int) -> Trial:
-    """Return the trial of ranks on CPU, a CPU each."""
-    return Trial(
-        trainer=trainer,
-        model=model,
-        data=data,
-        scaling="weak",
-        world_size=world_size,
-        devices_per_node=world_size,
-        device="cpu",
-        per_device_batch=batch,
-        execution=TRAINERS[trainer].execution,
-        options=TRAINERS[trainer].options(),
-        optimizer=Optimizer(),
-        measurement=Measurement(),
-        threads_per_device=1,
-        seed=1,
-        repeat=0,
-    )
-
-
-def run_ranks(script: str, trial: Trial, count: int) -> Any:
-    """Start `script --rank FOLDER COUNT` for each rank as the local launcher does; return what rounds.json holds."""
-    ranks = local_ranks(trial.world_size)
-    addresses = [f"127.0.0.1:{port}" for port in free_ports(trial.world_size)]
-    with tempfile.TemporaryDirectory() as folder:
-        Path(folder, "trial.json").write_text(trial.model_dump_json(by_alias=True))
-        started = [
-            subprocess.Popen(
-                [sys.executable, script, "--rank", folder, str(count)],
-                env=environment(os.environ, trial, rank, addresses) | {"SCALESTUDY_LIFELINE": ""},
-                stderr=subprocess.DEVNULL,
-            )
-            for rank in ranks
-        ]
-        if any(process.wait() for process in started):
-            raise SystemExit(f"{trial.trainer} {trial.model} world size {trial.world_size}: a rank failed")
-        return json.loads(Path(folder, "rounds.json").read_text())
 
 
 def main() -> None:

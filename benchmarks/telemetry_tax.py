@@ -11,18 +11,17 @@ times that is the share of one core that telemetry takes.
 
 import json
 import os
-import signal
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
-from harness_tax import run_ranks, trial_of, with_interval
+from harness_tax import with_interval
+from held_sampler import HeldSampler
+from ranks import run_ranks, trial_of
 
 from scalestudy.cluster.rank import Rank
-from scalestudy.cluster.telemetry import Sampling
 from scalestudy.trainers.measure import steps_for, timed_window
 from scalestudy.trainers.pinning import take_place
 from scalestudy.trainers.trainer import TRAINERS
@@ -33,37 +32,11 @@ RATES_HZ = (10.0, 100.0)
 CNN = Data(source="synthetic", channels=1, image_size=32, classes=10)
 
 
-class Sampler:
-    """A sampler that can be held."""
-
-    def __init__(self, folder: Path, node_rank: int, rate_hz: float) -> None:
-        self._sampling = Sampling(folder, node_rank, "here", rate_hz)
-        [self._pid] = {child.pid for child in psutil.Process().children()} - Sampler.pids
-        Sampler.pids.add(self._pid)
-
-    pids: set[int] = set()
-
-    def hold(self) -> None:
-        os.kill(self._pid, signal.SIGSTOP)
-
-    def go_on(self) -> None:
-        os.kill(self._pid, signal.SIGCONT)
-
-    def cpu_s(self) -> float:
-        spent = psutil.Process(self._pid).cpu_times()
-        return float(spent.user + spent.system)
-
-    def stop(self) -> int:
-        """End it and return how many samples it took."""
-        self.go_on()
-        return self._sampling.stop().samples
-
-
 def rank_main(folder: Path, count: int) -> None:
     """Take the windows of one rank in turn; the first rank holds the samplers, and writes what everything took."""
     trial = Trial.model_validate_json((folder / "trial.json").read_bytes())
     rank = Rank.from_environ(os.environ)
-    samplers = [Sampler(folder, number, rate) for number, rate in enumerate(RATES_HZ)] if rank.rank == 0 else []
+    samplers = [HeldSampler(folder, number, rate) for number, rate in enumerate(RATES_HZ)] if rank.rank == 0 else []
     take_place(trial, rank, os.environ)
     trainer: Any = TRAINERS[trial.trainer].load()(trial, rank)
     trainer.build()

@@ -8,11 +8,14 @@ import shutil
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+if TYPE_CHECKING:
+    # Only reading needs it: the sampler, which writes, also runs where it is not installed.
+    import pandas as pd
 
 _SHARES = (
     "busy",
@@ -66,6 +69,8 @@ class SampleWriter:
         self._parts.mkdir()
         self._rows: list[dict[str, Any]] = []
         self._count = 0
+        # Where pandas is installed, pyarrow imports it at its first conversion: now, not amid what is measured.
+        pa.Table.from_pylist([], SCHEMA)
         self._began_s = self._flushed_s = time.monotonic()
 
     def add(self, rows: Iterable[dict[str, Any]]) -> None:
@@ -104,7 +109,7 @@ def parts_path(path: Path) -> Path:
     return path.with_suffix(".parts")
 
 
-def read_samples(path: Path, columns: Sequence[str] | None = None) -> pd.DataFrame:
+def read_samples(path: Path, columns: Sequence[str] | None = None) -> "pd.DataFrame":
     """Return the samples of a file, or of what a writer that died has left of it; all columns unless some are named.
 
     Raises FileNotFoundError where there are none, and ValueError or another OSError where a file is damaged.

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Protocol
 
@@ -19,6 +18,7 @@ from scalestudy.launch.launcher import Launcher, NoCapacityError, nodes_needed, 
 from scalestudy.launch.outcome import Ending, ending
 from scalestudy.launch.study import Repeats
 from scalestudy.trainers.record import Costs, Environment, RankReport, Record
+from scalestudy.trainers.software import version_of
 from scalestudy.trainers.trial import Trial
 
 # So often a trial is tried that loses a node every time.
@@ -57,7 +57,7 @@ class Origin:
             study_text=study_text,
             costs=costs,
             host=this_host(),
-            scalestudy=version("scalestudy"),
+            scalestudy=version_of("scalestudy"),
             git_commit=git_commit(Path(__file__).resolve().parent),
         )
 

@@ -2,7 +2,7 @@
 
 import platform
 from collections.abc import Mapping
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 
 from scalestudy.cluster.host import usable_cpus
 from scalestudy.trainers.record import Software
@@ -42,7 +42,7 @@ def capture(trainer: Trainer, environ: Mapping[str, str]) -> Software:
     """Describe the process that runs `trainer`."""
     return Software(
         python=platform.python_version(),
-        versions={"scalestudy": version("scalestudy"), "numpy": version("numpy"), **trainer.versions()},
+        versions={name: version_of(name) for name in ("scalestudy", "numpy")} | trainer.versions(),
         settings=trainer.settings(),
         cpus=tuple(usable_cpus()),
         variables={
@@ -51,3 +51,11 @@ def capture(trainer: Trainer, environ: Mapping[str, str]) -> Software:
             if name.startswith(_GOVERNING) and not name.startswith(_FOREIGN)
         },
     )
+
+
+def version_of(distribution: str) -> str:
+    """Return a distribution's version, `unknown` where it is importable but not installed: it costs no trial."""
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return "unknown"

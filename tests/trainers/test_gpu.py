@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from scalestudy.cluster.ports import free_ports
 from scalestudy.cluster.rank import Rank, rank_environ
@@ -94,8 +95,16 @@ def test_out_of_memory_shows_what_the_allocator_held(
 ) -> None:
     for name, value in rank_environ(RANK, [f"127.0.0.1:{free_ports(1)[0]}"]).items():
         monkeypatch.setenv(name, value)
-    trial = make_trial(device="gpu", per_device_batch=2**24, measurement=Measurement(telemetry_hz=0))
-    report = run(trial, RANK, tmp_path)
+    # 64 MiB of images: nothing to the host, and twice what the allocator may take of the device.
+    trial = make_trial(device="gpu", per_device_batch=2**14, measurement=Measurement(telemetry_hz=0))
+    torch.cuda.empty_cache()
+    torch.cuda.set_per_process_memory_fraction(2**25 / torch.cuda.mem_get_info()[1])
+    try:
+        report = run(trial, RANK, tmp_path)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+        if dist.is_initialized():
+            dist.destroy_process_group()
     assert report.error is not None
     assert report.error.kind == "oom"
     assert "Allocated memory" in (report.error.allocator or "")
