@@ -41,7 +41,8 @@ def test_ranks_claim_cpus_of_their_own_and_another_trial_finds_none_left(make_tr
     [alone] = local_ranks(1)
     assert claim_cpus(make_trial(), alone, (), tmp_path).cpus == tuple(usable_cpus())
     claims[-1].release()
-    assert claim_cpus(make_trial(), alone, (), tmp_path).cpus == claims[-1].cpus
+    claims.append(claim_cpus(make_trial(), alone, (), tmp_path))
+    assert claims[-1].cpus == claims[-2].cpus
     for claim in claims:
         claim.release()
 
