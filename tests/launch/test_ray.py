@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from scalestudy.cluster.host import usable_cpus
 from scalestudy.launch.folder import StudyFolder
+from scalestudy.launch.local import local_ranks
 from scalestudy.launch.pack import packed, unpack
-from scalestudy.launch.ray import Place, bundles, gpus_of, ranks_of
+from scalestudy.launch.ray import Place, bundles, claim_cpus, gpus_of, ranks_of
 from scalestudy.launch.ray_jobs import job
 from scalestudy.launch.study import Study
 from scalestudy.trainers.record import Record
@@ -29,6 +31,20 @@ def test_a_bundle_is_what_a_node_of_the_trial_must_have(
     make_trial: MakeTrial, changes: dict[str, object], expected: list[dict[str, float]]
 ) -> None:
     assert bundles(make_trial(**changes)) == expected
+
+
+def test_ranks_claim_cpus_of_their_own_and_another_trial_finds_none_left(make_trial: MakeTrial, tmp_path: Path) -> None:
+    count = len(usable_cpus())
+    trial = make_trial(world_size=count, devices_per_node=count)
+    claims = [claim_cpus(trial, rank, (), tmp_path) for rank in local_ranks(count)]
+    assert sorted(cpu for claim in claims for cpu in claim.cpus) == usable_cpus()
+    [alone] = local_ranks(1)
+    assert claim_cpus(make_trial(), alone, (), tmp_path).cpus == tuple(usable_cpus())
+    claims[-1].release()
+    claims.append(claim_cpus(make_trial(), alone, (), tmp_path))
+    assert claims[-1].cpus == claims[-2].cpus
+    for claim in claims:
+        claim.release()
 
 
 def test_ranks_are_ordered_by_node_and_then_by_device() -> None:
