@@ -64,7 +64,10 @@ def offer(listed: str | None, found: Inventory) -> Offer:
     # A rank takes the device of its local number: only the first ones count.
     whole = len(list(takewhile(lambda name: name not in instances, shown)))
     count = whole or min(len(shown), 1)
-    why = [f"{failing.name} does not work: {failing.said}" for failing in found.failing]
+    failing: dict[str, list[str]] = {}
+    for name, said, _ in found.failing:
+        failing.setdefault(said, []).append(name)
+    why = [f"not working: {', '.join(names)} ({said})" for said, names in failing.items()]
     if listed is not None:
         what = len(shown) or "none: it names one that is not there, or one twice"
         why.append(f"CUDA_VISIBLE_DEVICES={listed!r} shows {what}")
