@@ -25,7 +25,7 @@ frameworks = {
     "TENSORFLOW": (
         {"tensorflow": "tensorflow", "tensorflow-cpu": "tensorflow"},
         "python/platform/build_info.py",
-        r"'cuda_version': '([\d.]+)'",
+        r"'cuda_version'\W+([\d.]+)'",
     ),
 }
 for key, (names, file, pattern) in frameworks.items():

@@ -37,6 +37,19 @@ class Host:
         (self.packages / "torch-2.13.0.dist-info").mkdir()
         (self.packages / "torch-2.13.0.dist-info/METADATA").write_text("Name: torch\nVersion: 2.13.0\n")
 
+    def has_tensorflow(self, cuda: str) -> None:
+        (self.packages / "tensorflow/python/platform").mkdir(parents=True)
+        (self.packages / "tensorflow/__init__.py").touch()
+        # As TensorFlow writes it.
+        info = (
+            f"[('cpu_compiler', 'clang'), ('cuda_version', '{cuda}'), ('cudnn_version', '9'), ('is_cuda_build', True)]"
+        )
+        (self.packages / "tensorflow/python/platform/build_info.py").write_text(
+            f"import collections\n\nbuild_info = collections.OrderedDict({info})\n"
+        )
+        (self.packages / "tensorflow-2.21.0.dist-info").mkdir()
+        (self.packages / "tensorflow-2.21.0.dist-info/METADATA").write_text("Name: tensorflow\nVersion: 2.21.0\n")
+
     def has_driver(self, cuda: str) -> None:
         executable(self.folder / "bin/nvidia-smi", f"#!/bin/sh\necho '| NVIDIA-SMI 1  CUDA Version: {cuda}  |'\n")
 
@@ -85,6 +98,14 @@ def test_all_that_a_gpu_host_lacks_is_told_at_once(host: Host) -> None:
         pytest.skip("this host has NCCL where every compiler looks")
     assert lacking(host) == ["nvcc", "nccl"]
     assert "-m pip install nvidia-nccl-cu13" in (host.prefix / ".horovod-missing").read_text()
+
+
+def test_tensorflow_with_cuda_is_built_for_gpus_too(host: Host) -> None:
+    host.has_tensorflow("12.5.1")
+    host.has_driver("13.0")
+    assert "nvcc" in lacking(host)
+    told = host.build(HOROVOD_NCCL_HOME=str(host.folder / "no-nccl"))
+    assert Path("/usr/include/nccl.h").exists() or "-m pip install nvidia-nccl-cu12" in told.stderr
 
 
 def test_nccl_of_the_pip_package_is_enough(host: Host) -> None:
