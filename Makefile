@@ -3,13 +3,14 @@
 # `make envs` builds an environment for each, and a study's `environments` names them.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
-# What TensorFlow's own environment gets: CUDA, or the smaller build for hosts without an NVIDIA GPU.
+# TensorFlow comes twice: for GPUs, and a smaller build for hosts without an NVIDIA GPU. The extra `tensorflow` brings
+# CUDA's libraries along, the package `tensorflow` does not.
 TENSORFLOW := $(if $(shell command -v nvidia-smi),tensorflow,tensorflow-cpu)
 TORCH := torch
 READY := $(VENV)/.ready
 HOROVOD := $(VENV)/.horovod
 ENVS := .venvs/torch/.horovod .venvs/tensorflow/.horovod
-GPU_BUILDS := build/gpu/torch/.horovod build/gpu/tensorflow/.horovod
+GPU_BUILDS := build/gpu/both/.horovod build/gpu/tensorflow/.horovod
 PACKAGES := cluster trainers analysis launch
 
 .PHONY: study test fast lint environment horovod envs gpu-build gpu-bundle clean
@@ -43,7 +44,8 @@ horovod: $(HOROVOD)
 
 envs: $(ENVS)
 
-# Horovod for GPUs, built and loaded on a host that need not have one: nvcc, a C++ compiler and 12 GB are enough.
+# Horovod for GPUs, built and loaded on a host that need not have one: nvcc, a C++ compiler and 14 GB are enough. Once
+# for both frameworks as in .venv of a GPU host, with torch's NCCL, and once for TensorFlow with its own.
 gpu-build: export HOROVOD_GPU_OPERATIONS := NCCL
 gpu-build: $(GPU_BUILDS)
 	@for built in $(GPU_BUILDS); do test -e $$built || exit 1; done
@@ -67,12 +69,15 @@ gpu-bundle: environment
 	@rm -f $@
 	trainers/horovod.sh $*/bin/python && touch $@ || test $$? = 3
 
-$(READY): EXTRAS := torch,tensorflow-cpu,ray,test
-%/torch/.ready: EXTRAS := torch
+$(READY): EXTRAS := torch,ray,test
+$(READY): ALSO := $(TENSORFLOW)
+.venvs/torch/.ready: EXTRAS := torch
 .venvs/tensorflow/.ready: EXTRAS := $(TENSORFLOW)
 build/gpu/tensorflow/.ready: EXTRAS := tensorflow
+build/gpu/both/.ready: EXTRAS := torch
+build/gpu/both/.ready: ALSO := tensorflow
 # ===: not a build whose version goes on, such as +cpu.
-build/gpu/torch/.ready: TORCH := $(shell sed -n 's/^torch==/torch===/p' constraints.txt)
+build/gpu/both/.ready: TORCH := $(shell sed -n 's/^torch==/torch===/p' constraints.txt)
 
 %/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "scalestudy needs Python 3.11 or newer")'
@@ -82,7 +87,7 @@ build/gpu/torch/.ready: TORCH := $(shell sed -n 's/^torch==/torch===/p' constrai
 	$(PYTHON) -m venv $* || { echo 'install venv first: apt-get install python3-venv' >&2; exit 1; }
 	@# torch first, so that nothing else can choose another build of it.
 	case ',$(EXTRAS),' in *,torch,*) $*/bin/pip install -q -c constraints.txt '$(TORCH)';; esac
-	$*/bin/pip install -q -c constraints.txt -e '.[$(EXTRAS)]'
+	$*/bin/pip install -q -c constraints.txt -e '.[$(EXTRAS)]' $(ALSO)
 	touch $@
 
 clean:

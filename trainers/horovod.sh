@@ -25,7 +25,7 @@ frameworks = {
     "TENSORFLOW": (
         {"tensorflow": "tensorflow", "tensorflow-cpu": "tensorflow"},
         "python/platform/build_info.py",
-        r"'cuda_version': '([\d.]+)'",
+        r"'cuda_version'\W+([\d.]+)'",
     ),
 }
 for key, (names, file, pattern) in frameworks.items():
@@ -64,12 +64,12 @@ lacks() { missing+="  * $1"$'\n'; }
 
 # Find what a GPU build needs, or tell of all that is missing at once, before anything is built.
 prepare_gpu() {
-    local nvcc toolkit nvcc_version='' driver folder header rpath cuda
-    # Horovod builds for GPUs for all frameworks or none, and refuses torch without CUDA.
-    if [[ $(said PYTORCH) == *"CUDA none" ]]; then
-        lacks "torch with CUDA, since the torch here is a CPU build. Install one with CUDA, or have an environment for
-    each framework (make envs)."
-    fi
+    local name nvcc toolkit nvcc_version='' driver folder header rpath cuda
+    # Horovod is built for GPUs for all frameworks or for none, and uses what only a build with CUDA has.
+    for name in "$(said PYTORCH)" "$(said TENSORFLOW)"; do
+        [[ $name != *"CUDA none" ]] || lacks "CUDA in ${name% CUDA none}, which is a CPU build. Install a build with CUDA,
+    or have an environment for each framework (make envs)."
+    done
     for nvcc in "${CUDA_HOME:-}/bin/nvcc" "$(command -v nvcc)" /usr/local/cuda/bin/nvcc; do
         [[ ! ${HOROVOD_CUDA_HOME:-} ]] || nvcc=$HOROVOD_CUDA_HOME/bin/nvcc
         [[ ! -x $nvcc ]] || break

@@ -37,6 +37,17 @@ class Host:
         (self.packages / "torch-2.13.0.dist-info").mkdir()
         (self.packages / "torch-2.13.0.dist-info/METADATA").write_text("Name: torch\nVersion: 2.13.0\n")
 
+    def has_tensorflow(self, cuda: str | None) -> None:
+        (self.packages / "tensorflow/python/platform").mkdir(parents=True)
+        (self.packages / "tensorflow/__init__.py").touch()
+        # As TensorFlow writes it.
+        named = f"('cuda_version', '{cuda}'), ('cudnn_version', '9'), " if cuda else ""
+        (self.packages / "tensorflow/python/platform/build_info.py").write_text(
+            f"build_info = collections.OrderedDict([{named}('is_cuda_build', {bool(cuda)})])\n"
+        )
+        (self.packages / "tensorflow-2.21.0.dist-info").mkdir()
+        (self.packages / "tensorflow-2.21.0.dist-info/METADATA").write_text("Name: tensorflow\nVersion: 2.21.0\n")
+
     def has_driver(self, cuda: str) -> None:
         executable(self.folder / "bin/nvidia-smi", f"#!/bin/sh\necho '| NVIDIA-SMI 1  CUDA Version: {cuda}  |'\n")
 
@@ -87,6 +98,23 @@ def test_all_that_a_gpu_host_lacks_is_told_at_once(host: Host) -> None:
     assert "-m pip install nvidia-nccl-cu13" in (host.prefix / ".horovod-missing").read_text()
 
 
+def test_frameworks_of_which_one_has_no_cuda_are_told_so(host: Host) -> None:
+    host.has_torch("13.0")
+    host.has_tensorflow(None)
+    host.has_driver("13.0")
+    host.has_nccl()
+    host.has_nvcc("13.0")
+    assert lacking(host) == ["CUDA in tensorflow 2"]
+
+
+def test_tensorflow_with_cuda_is_built_for_gpus_too(host: Host) -> None:
+    host.has_tensorflow("12.5.1")
+    host.has_driver("13.0")
+    assert "nvcc" in lacking(host)
+    told = host.build(HOROVOD_NCCL_HOME=str(host.folder / "no-nccl"))
+    assert Path("/usr/include/nccl.h").exists() or "-m pip install nvidia-nccl-cu12" in told.stderr
+
+
 def test_nccl_of_the_pip_package_is_enough(host: Host) -> None:
     host.has_torch("13.0")
     host.has_driver("13.0")
@@ -109,7 +137,7 @@ def test_torch_without_cuda_is_asked_for_only_where_a_gpu_build_is(host: Host) -
     host.has_nvcc("13.0")
     told = host.build(HOROVOD_GPU_OPERATIONS="NCCL")
     assert told.returncode == 3
-    assert "torch with CUDA, since the torch here is a CPU build" in told.stderr
+    assert "CUDA in torch 2.13.0, which is a CPU build" in told.stderr
     # Without it the host's build is begun, which needs a pip: what failed is no excuse for the tests.
     told = host.build()
     assert told.returncode == 1
