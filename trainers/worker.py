@@ -265,7 +265,10 @@ def _rank_error(error: Exception, trial: Trial, rank: Rank) -> RankError:
         owner = whose_memory(error, least_free_share(range(first, first + count)))
     message = f"{type(error).__name__}: {_line(error)}"
     if owner is None:
-        return RankError(kind="failed", message=_explained(error, trial) or message)
+        # To explain an error is no reason for another one.
+        with suppress(Exception):
+            message = _explained(error, trial) or message
+        return RankError(kind="failed", message=message)
     if owner == "host":
         return RankError(kind="oom", message=f"{message} (the memory of the host ran out, not a GPU's)")
     allocator = None

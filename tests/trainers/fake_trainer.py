@@ -92,12 +92,15 @@ class FakeTrainer:
     def max_over_ranks(self, value: float) -> float:
         self._go("max_over_ranks")
         self._meetings += 1
-        if self._rank.world_size > 1:
-            folder = Path(os.environ["FAKE_FOLDER"])
-            (folder / f"{self._meetings}-{self._rank.rank}").touch()
-            while len(list(folder.glob(f"{self._meetings}-*"))) < self._rank.world_size:
-                time.sleep(0.001)
-        return value
+        if self._rank.world_size == 1:
+            return value
+        folder = Path(os.environ["FAKE_FOLDER"])
+        own = folder / f"{self._rank.rank}"
+        own.write_text(repr(value))
+        own.rename(folder / f"meeting-{self._meetings}-{self._rank.rank}")
+        while len(met := list(folder.glob(f"meeting-{self._meetings}-*"))) < self._rank.world_size:
+            time.sleep(0.001)
+        return max(float(path.read_text()) for path in met)
 
     def versions(self) -> dict[str, str]:
         return {}

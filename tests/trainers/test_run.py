@@ -224,3 +224,15 @@ def test_a_broken_image_is_looked_for_only_after_an_error_of_decoding(
     assert report.error is not None
     found = report.error.message == f"{tmp_path / 'images/cats/5.png'}: not a readable image"
     assert found is looked, report.error.message
+
+
+def test_a_folder_of_images_that_is_gone_costs_no_report(
+    run_rank: Run, fake: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def step(_: object) -> None:
+        raise InvalidArgumentError(DECODING)
+
+    monkeypatch.setattr(fake.FakeTrainer, "step", step)
+    report = run_rank(data=Data(source="images", folder=str(tmp_path / "gone"), channels=3, image_size=32, classes=1))
+    assert report.error is not None
+    assert report.error.message.startswith("InvalidArgumentError: ")
