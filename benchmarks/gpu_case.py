@@ -280,7 +280,8 @@ def batch_auto(case: Case, ends_s: float) -> None:
             """Try it on the CPU, whose memory holds everything, with few images; say that more do not fit."""
             fits = min(trial.per_device_batch, 2)
             record = tries(trial.model_copy(update={"device": "cpu", "per_device_batch": fits}))
-            return record.model_copy(update={} if fits == trial.per_device_batch else {"outcome": "oom"})
+            refused = {"outcome": "oom", "reason": "said not to fit, in a dry run"}
+            return record if fits == trial.per_device_batch else record.model_copy(update=refused)
 
         if case.dry_run:
             found["stand_in"] = "tries are on the CPU, more than 2 images are said not to fit"
@@ -346,10 +347,13 @@ class Watch:
         self._gpus: Any = None
         self._rows: list[dict[str, Any]] = []
         if gpu:
-            from scalestudy.cluster.nvml import Gpus, visible_gpus
+            from scalestudy.cluster.cuda_devices import visible_gpus
+            from scalestudy.cluster.nvml import Gpus
 
             self._gpus = Gpus()
-            self._name = (visible_gpus(os.environ.get("CUDA_VISIBLE_DEVICES"), self._gpus.gpus) or ("none",))[0]
+            self._name = (
+                visible_gpus(os.environ.get("CUDA_VISIBLE_DEVICES"), self._gpus.gpus, self._gpus.driver) or ("none",)
+            )[0]
 
     def __call__(self) -> None:
         if self._gpus is not None:
