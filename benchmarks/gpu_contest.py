@@ -100,6 +100,8 @@ def _serve(case: Case, name: str, connection: "Connection[Any, Any]") -> None:
         found: dict[str, Any] = {"until_third_step_s": time.perf_counter() - began_s}
         if case.device == "gpu":
             found["peak_reserved_bytes"] = torch.cuda.max_memory_reserved()
+            # What cuDNN has tried out is room for the loops that are built next.
+            torch.cuda.empty_cache()
         connection.send(found)
         while True:
             connection.send(window(connection.recv()))
@@ -130,6 +132,9 @@ def _bare(case: Case, name: str) -> Callable[[int], Took]:
     network = torch_models.build(model_spec(case.model, data)) if name == "bare" else _timm(case.model)
     gpu = case.device == "gpu"
     device = torch.device("cuda", 0) if gpu else torch.device("cpu")
+    if case.execution == "graph":
+        # NCCL's watchdog asks CUDA for events, which a capture forbids (torch's notes on CUDA graphs).
+        os.environ["TORCH_NCCL_ASYNC_ERROR_HANDLING"] = "0"
     dist.init_process_group("nccl" if gpu else "gloo", rank=0, world_size=1)
     torch.set_num_threads(trial.threads_per_device)
     torch.backends.cudnn.benchmark = True
