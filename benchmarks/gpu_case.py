@@ -127,6 +127,7 @@ def train(case: Case, ends_s: float) -> None:
         step_s = max(contestant.window(few, ends_s + _GRACE_S).host_s for contestant in contestants.values()) / few
         found["steps"] = steps = steps_for(_window_s(case), step_s)
         found |= {"flops_per_image": flops_per_image(case), "rounds": 0}
+        _tell(found)
         took_s: dict[str, list[float]] = {name: [] for name in contestants}
         by_device: list[float] = []
         for names in _turns(case, list(contestants), ends_s, len(contestants) * steps * step_s):
