@@ -19,7 +19,7 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
-from gpu_plan import PRECISIONS, Case
+from gpu_plan import PRECISIONS, Case, NoTimeError
 
 from scalestudy.cluster.clock import now_s
 from scalestudy.cluster.host import this_host
@@ -33,6 +33,7 @@ TESTS = HERE.parent / "tests/trainers/test_gpu.py"
 WINDOW_S, ROUNDS, TELEMETRY_ROUNDS, ENERGY_WINDOW_S = 0.5, 6, 24, 4.0
 DRY_WINDOW_S, DRY_ROUNDS = 0.02, 2
 _ENERGY_INTERVAL_S = 0.05
+_told: dict[str, Any] = {}
 # What rounds take on a GPU, and how long one that has begun may go on.
 _ROUNDS_S, _GRACE_S = 12.0, 5.0
 
@@ -41,7 +42,10 @@ def main() -> None:
     """Measure the case that the command line names."""
     case, ends_s = Case.model_validate_json(sys.argv[1]), float(sys.argv[2])
     threading.Thread(target=_die_with_parent, daemon=True).start()
-    MEASURES[case.kind](case, ends_s)
+    try:
+        MEASURES[case.kind](case, ends_s)
+    except NoTimeError as error:
+        _tell(_told | {"outcome": "stopped", "why": str(error)})
 
 
 def roofline(case: Case, ends_s: float) -> None:
@@ -111,15 +115,19 @@ def train(case: Case, ends_s: float) -> None:
             try:
                 # What is compared with ours must leave it time for its rounds.
                 found["built"][name] = contestants[name].build(ends_s if name == "ours" else ends_s - _ROUNDS_S)
-            except NoAnswerError as error:
+            except (NoAnswerError, NoTimeError) as error:
+                if name == "ours" and isinstance(error, NoTimeError):
+                    raise
                 contestants.pop(name).end()
                 found["missing"][name] = str(error)
         if "ours" in found["missing"]:
             _tell(found)
             sys.exit(f"ours: {found['missing']['ours']}")
-        step_s = max(contestant.window(5, ends_s + _GRACE_S).host_s for contestant in contestants.values()) / 5
+        few = 1 if case.dry_run else 5
+        step_s = max(contestant.window(few, ends_s + _GRACE_S).host_s for contestant in contestants.values()) / few
         found["steps"] = steps = steps_for(_window_s(case), step_s)
         found |= {"flops_per_image": flops_per_image(case), "rounds": 0}
+        _tell(found)
         took_s: dict[str, list[float]] = {name: [] for name in contestants}
         by_device: list[float] = []
         for names in _turns(case, list(contestants), ends_s, len(contestants) * steps * step_s):
@@ -139,7 +147,7 @@ def train(case: Case, ends_s: float) -> None:
                 found[f"ours_over_{name}"] = median(ratios)
             _tell(found)
         if not found["rounds"]:
-            sys.exit("no time was left for a round")
+            raise NoTimeError("no time was left for a round")
         steps = steps_for(min(ENERGY_WINDOW_S, max(0.0, ends_s - time.monotonic())), step_s) if not case.dry_run else 1
         watch = Watch(gpu=not case.dry_run)
         contestants["ours"].connection.send(steps)
@@ -192,7 +200,7 @@ def telemetry(case: Case, ends_s: float) -> None:
                 }
                 _tell(found)
             if not rows:
-                sys.exit("no time was left for a round")
+                raise NoTimeError("no time was left for a round")
         finally:
             said = sampler.stop()
             contestant.end()
@@ -227,6 +235,8 @@ def worker(case: Case, ends_s: float) -> None:
         if why_no_telemetry:
             found["telemetry_left_out"] = why_no_telemetry
         _tell(found)
+        if record.outcome == "timeout":
+            raise NoTimeError(record.reason)
         if record.outcome != "ok":
             for log in sorted(Path(name).rglob("rank-*.log")):
                 sys.stderr.write(log.read_text(errors="replace")[-3000:])
@@ -236,6 +246,7 @@ def worker(case: Case, ends_s: float) -> None:
 def batch_auto(case: Case, ends_s: float) -> None:
     """Tell which batch `batch: auto` finds, and how every try ended."""
     from scalestudy.launch.batch_search import Tries, settle_batches
+    from scalestudy.launch.errors import InputError
     from scalestudy.launch.folder import StudyFolder
     from scalestudy.launch.local import LocalLauncher
     from scalestudy.launch.runner import Origin
@@ -270,12 +281,18 @@ def batch_auto(case: Case, ends_s: float) -> None:
             """Try it on the CPU, whose memory holds everything, with few images; say that more do not fit."""
             fits = min(trial.per_device_batch, 2)
             record = tries(trial.model_copy(update={"device": "cpu", "per_device_batch": fits}))
-            return record.model_copy(update={} if fits == trial.per_device_batch else {"outcome": "oom"})
+            refused = {"outcome": "oom", "reason": "said not to fit, in a dry run"}
+            return record if fits == trial.per_device_batch else record.model_copy(update=refused)
 
         if case.dry_run:
             found["stand_in"] = "tries are on the CPU, more than 2 images are said not to fit"
         layout = Layout(device="gpu", devices_per_node=(1,), threads_per_device=case.trial().threads_per_device)
-        settled = settle_batches(study, Path("gpu.py"), layout, stand_in if case.dry_run else tries)
+        try:
+            settled = settle_batches(study, Path("gpu.py"), layout, stand_in if case.dry_run else tries)
+        except InputError as error:
+            if found["tries"] and found["tries"][-1]["outcome"] == "timeout":
+                raise NoTimeError(str(error)) from None
+            raise
     _tell(found | {"batch": settled.models[0].batch})
 
 
@@ -288,7 +305,10 @@ def checks(case: Case, ends_s: float) -> None:
         return
     # Another version of torch may have other warnings.
     argv = [sys.executable, "-m", "pytest", "-W", "default", "-p", "no:cacheprovider", "--tb=short", str(TESTS)]
-    told = subprocess.run(argv, capture_output=True, text=True, timeout=max(0.1, ends_s - time.monotonic()))
+    try:
+        told = subprocess.run(argv, capture_output=True, text=True, timeout=max(0.1, ends_s - time.monotonic()))
+    except subprocess.TimeoutExpired as error:
+        raise NoTimeError(f"pytest was not done within {error.timeout:.0f} s") from None
     lines = (told.stdout + told.stderr).strip().splitlines()
     _tell({"pytest": pytest.__version__, "exit_code": told.returncode, "said": lines[-40:]})
     if told.returncode:
@@ -328,10 +348,13 @@ class Watch:
         self._gpus: Any = None
         self._rows: list[dict[str, Any]] = []
         if gpu:
-            from scalestudy.cluster.nvml import Gpus, visible_gpus
+            from scalestudy.cluster.cuda_devices import visible_gpus
+            from scalestudy.cluster.nvml import Gpus
 
             self._gpus = Gpus()
-            self._name = (visible_gpus(os.environ.get("CUDA_VISIBLE_DEVICES"), self._gpus.gpus) or ("none",))[0]
+            self._name = (
+                visible_gpus(os.environ.get("CUDA_VISIBLE_DEVICES"), self._gpus.gpus, self._gpus.driver) or ("none",)
+            )[0]
 
     def __call__(self) -> None:
         if self._gpus is not None:
@@ -427,6 +450,7 @@ def _no_telemetry() -> str | None:
 
 
 def _tell(found: dict[str, Any]) -> None:
+    _told.update(found)
     print(json.dumps(found), flush=True)
 
 

@@ -23,6 +23,10 @@ _LIMIT_S = {"roofline": 60, "train": 90, "worker": 120, "telemetry": 75, "batch_
 _LEAST_COMPILED_S, _LIMIT_COMPILED_S = 75, 300
 
 
+class NoTimeError(Exception):
+    """The time was over before there was an answer: what is known until then counts."""
+
+
 class Case(Frozen):
     """One thing to measure, in a process of its own; a `dry_run` walks it on a CPU, and its figures say nothing."""
 

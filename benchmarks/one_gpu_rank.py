@@ -31,9 +31,6 @@ class OneGpu(TorchDdp):
         finally:
             dist.init_process_group = join
 
-    def settings(self) -> dict[str, str | int]:
-        return {**super().settings(), "device": str(self._device), "backend": dist.get_backend()}
-
 
 if __name__ == "__main__":
     TRAINERS["torch-ddp"] = replace(TRAINERS["torch-ddp"], module="one_gpu_rank", class_name="OneGpu")

@@ -85,7 +85,7 @@ def test_every_kind_of_case_runs_on_a_bare_machine(bare_machine: dict[str, str],
         assert trained["share_of_matrix_product"] > 0
     assert found["train cnn compiled fp16"]["stand_in"] == "the compiler is off in a dry run"
     both = found["two ranks on one GPU, gloo"]["ranks"]
-    assert [rank["software"]["settings"]["backend"] for rank in both] == ["gloo", "gloo"]
+    assert [rank["software"]["settings"]["communication"] for rank in both] == ["gloo", "gloo"]
     assert all(rank["step_s"]["exchange"] > 0 for rank in both)
     assert [tried["batch"] for tried in found["batch: auto"]["tries"]] == [2]
 

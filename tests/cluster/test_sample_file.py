@@ -1,5 +1,7 @@
 """Samples on disk: what a torn tail costs, and that memory stays bounded."""
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -62,3 +64,37 @@ def test_parts_grow_with_what_came_before(tmp_path: Path, monkeypatch: pytest.Mo
 def test_no_samples_is_an_error_that_names_the_file(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"telemetry\.parquet: no samples there"):
         read_samples(tmp_path / "telemetry.parquet")
+
+
+# pyarrow looks for pandas when it first converts something.
+WRITE = """
+import sys
+from pathlib import Path
+from scalestudy.cluster import sampler
+from scalestudy.cluster.sample_file import SampleWriter
+
+class NoPandas:
+    def find_spec(self, name, path=None, target=None):
+        if name == "pandas":
+            raise ModuleNotFoundError(name)
+
+if {without_pandas}:
+    sys.meta_path.insert(0, NoPandas())
+assert not {{"pandas", "scipy"}} & sys.modules.keys()
+writer = SampleWriter(Path(sys.argv[1]))
+before = set(sys.modules)
+writer.add([{{"time_s": 1.0, "device": "host", "cpu_busy_s": [0.5]}}])
+writer.close()
+print(*sorted(set(sys.modules) - before))
+"""
+
+
+@pytest.mark.parametrize("without_pandas", [True, False])
+def test_the_sampler_writes_without_pandas_and_imports_nothing_amid_what_is_measured(
+    without_pandas: bool, tmp_path: Path
+) -> None:
+    path = tmp_path / "telemetry.parquet"
+    code = WRITE.format(without_pandas=without_pandas)
+    told = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=True)
+    assert told.stdout.split() == []
+    assert read_samples(path).cpu_busy_s.iloc[0].tolist() == [0.5]

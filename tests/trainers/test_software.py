@@ -1,6 +1,9 @@
+import sys
 from typing import cast
 
-from scalestudy.trainers.software import capture
+import pytest
+
+from scalestudy.trainers.software import capture, version_of
 from scalestudy.trainers.trainer import Trainer
 
 
@@ -29,3 +32,15 @@ def test_what_governs_a_rank_is_kept_and_nothing_that_may_be_secret() -> None:
     assert set(found.variables) == {"OMP_NUM_THREADS", "NCCL_IB_DISABLE", "TF_XLA_FLAGS", "HOROVOD_CACHE_CAPACITY"}
     assert found.versions["torch"] == "2.13.0"
     assert found.settings == {"intra_op": 1}
+
+
+def test_what_is_unzipped_and_not_installed_costs_no_trial(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Where installed distributions are looked for: nowhere.
+    monkeypatch.setattr("sys.path", [])
+    monkeypatch.setattr("sys.meta_path", [finder for finder in sys.meta_path if "editable" not in repr(finder)])
+    assert version_of("scalestudy") == "unknown"
+    assert capture(cast(Trainer, Described()), {}).versions == {
+        "scalestudy": "unknown",
+        "numpy": "unknown",
+        "torch": "2.13.0",
+    }
