@@ -2,10 +2,9 @@
 
 Usage: python benchmarks/gpu.py OUT.json [--budget-s 540] [--only REGEX] [--dry-run]
 
-Needs torch, and what `make gpu-bundle` puts into build/gpu-bundle. Every case is a fresh process with a time limit, and
-stops its rounds early when the budget runs out; OUT.json is written after every case. A further call with the same
-OUT.json goes on with what is missing for the same card. `--dry-run` walks every case with tiny sizes on a CPU: its figures mean
-nothing.
+Needs torch, and the wheels of `make gpu-bundle`. Every case is a fresh process with a time limit, and stops its rounds
+early when the budget runs out; OUT.json is written after every case. A further call with the same OUT.json goes on with
+what is missing for the same card. `--dry-run` walks every case with tiny sizes on a CPU: its figures mean nothing.
 """
 
 import argparse

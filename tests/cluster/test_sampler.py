@@ -249,7 +249,7 @@ def test_an_old_pynvml_costs_the_columns_that_it_has_no_names_for(nvml_standin: 
         *(str(tmp_path / name) for name in ("broken", "empty")),
     ]
     old, older, broken, empty = sample_beside_each_other(
-        nvml_standin, tmp_path, 1.2, *({"PYTHONPATH": path} for path in paths)
+        nvml_standin, tmp_path, 2.5, *({"PYTHONPATH": path} for path in paths)
     )
     for found in (old, older):
         assert [gpu.model for gpu in found.telemetry.gpus][:2] == ["Stand-in GPU"] * 2

@@ -48,10 +48,10 @@ def said(script: str, *arguments: str | Path, **variables: str) -> str:
 @pytest.mark.parametrize(
     ("visible", "expected"),
     [
-        # The stand-in's gpu2 is lost after a second, not at once.
-        (None, "(0, 0, 0, 0, 1, 1, None, 1)"),
+        # The stand-in's gpu2 is lost after a second, not at once; the two instances of gpu5 come last.
+        (None, "(0, 0, 0, 0, 1, None, 1, 1, 1)"),
         ("4,0", "(1, 0)"),
-        ("6", "(None,)"),
+        ("5", "(None,)"),
         ("", "()"),
     ],
 )
