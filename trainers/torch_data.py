@@ -76,7 +76,7 @@ class _ImageFolder(Dataset[tuple[Tensor, int]]):
         try:
             with Image.open(path) as file:
                 image = file.convert("RGB")
-        except (OSError, SyntaxError) as error:
+        except (OSError, SyntaxError, Image.DecompressionBombError) as error:
             raise ValueError(f"{path}: not a readable image: {error}") from None
         image = image.resize((self._size, self._size), Image.Resampling.BILINEAR, box=_random_crop(*image.size))
         if torch.rand(()) < 0.5:
