@@ -24,7 +24,10 @@ def main() -> None:
     interval_s = 1 / telemetry.rate_hz
     samples = late = 0
     due_s = time.perf_counter()
-    while not _told_to_stop(due_s - time.perf_counter()):
+    stopping = False
+    while not stopping:
+        # Once more when told to stop: of a window that ended since the last sample nothing would be known.
+        stopping = _told_to_stop(due_s - time.perf_counter())
         at_s = epoch_s + time.perf_counter()
         writer.add([counters.sample(at_s), *gpus.sample(at_s)])
         samples += 1

@@ -408,6 +408,17 @@ def test_without_nvidia_the_host_alone_is_sampled(tmp_path: Path) -> None:
     assert host.memory_used_bytes.min() > 0
 
 
+def test_what_ended_just_before_the_sampler_stops_is_sampled(tmp_path: Path) -> None:
+    sampling = Sampling(tmp_path, 0, "here", rate_hz=0.2)
+    _wait(parts_path(tmp_path / "telemetry-0-here.parquet").exists)
+    time.sleep(1)
+    ended_s = now_s()
+    telemetry = sampling.stop()
+    times = read_samples(tmp_path / telemetry.file).time_s
+    assert times.max() >= ended_s
+    assert len(times) == telemetry.samples
+
+
 def test_a_killed_sampler_costs_only_its_telemetry(tmp_path: Path) -> None:
     sampling = Sampling(tmp_path, 0, "here", rate_hz=20)
     child = _child_of(os.getpid(), "scalestudy.cluster.sampler")
