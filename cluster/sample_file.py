@@ -60,6 +60,11 @@ _PART_SHARE = 0.1
 _PART_ROWS = 20_000
 
 
+def warm_up() -> None:
+    """Do what the first conversion does once: where pandas is installed, pyarrow imports it then."""
+    pa.Table.from_pylist([], SCHEMA)
+
+
 class SampleWriter:
     """Writes samples to PATH; `close` makes one file of the parts."""
 
@@ -69,8 +74,6 @@ class SampleWriter:
         self._parts.mkdir()
         self._rows: list[dict[str, Any]] = []
         self._count = 0
-        # Where pandas is installed, pyarrow imports it at its first conversion: now, not amid what is measured.
-        pa.Table.from_pylist([], SCHEMA)
         self._began_s = self._flushed_s = time.monotonic()
 
     def add(self, rows: Iterable[dict[str, Any]]) -> None:

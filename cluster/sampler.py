@@ -13,13 +13,15 @@ from pathlib import Path
 from scalestudy.cluster.cuda_devices import visible_gpus
 from scalestudy.cluster.host_counters import HostCounters
 from scalestudy.cluster.nvml import Gpus
-from scalestudy.cluster.sample_file import SampleWriter
+from scalestudy.cluster.sample_file import SampleWriter, warm_up
 from scalestudy.cluster.telemetry import Telemetry
 
 
 def main() -> None:
     """Sample until told to stop."""
     folder, telemetry, epoch_s = Path(sys.argv[1]), Telemetry.model_validate_json(sys.argv[2]), float(sys.argv[3])
+    # Before devices are asked for anything: what is asked is then sampled at once.
+    warm_up()
     gpus, counters, writer = Gpus(), HostCounters(), SampleWriter(folder / telemetry.file)
     interval_s = 1 / telemetry.rate_hz
     samples = late = 0

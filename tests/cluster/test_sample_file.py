@@ -71,7 +71,7 @@ WRITE = """
 import sys
 from pathlib import Path
 from scalestudy.cluster import sampler
-from scalestudy.cluster.sample_file import SampleWriter
+from scalestudy.cluster.sample_file import SampleWriter, warm_up
 
 class NoPandas:
     def find_spec(self, name, path=None, target=None):
@@ -81,6 +81,7 @@ class NoPandas:
 if {without_pandas}:
     sys.meta_path.insert(0, NoPandas())
 assert not {{"pandas", "scipy"}} & sys.modules.keys()
+warm_up()
 writer = SampleWriter(Path(sys.argv[1]))
 before = set(sys.modules)
 writer.add([{{"time_s": 1.0, "device": "host", "cpu_busy_s": [0.5]}}])
