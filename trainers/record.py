@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 
 from pydantic import Field
 
-from scalestudy.cluster.frozen import Frozen
+from scalestudy.cluster.frozen import Frozen, Given
 from scalestudy.cluster.host import Host
 from scalestudy.cluster.rank import Rank
 from scalestudy.cluster.telemetry import Telemetry
@@ -110,7 +110,7 @@ class RankReport(Frozen):
     error: RankError | None = None
 
 
-class Costs(Frozen):
+class Costs(Given):
     """What devices and energy cost; images of an epoch where the data do not say it."""
 
     price_per_device_hour: float | None = Field(default=None, gt=0)

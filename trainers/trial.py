@@ -9,7 +9,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from scalestudy.cluster.frozen import Frozen
+from scalestudy.cluster.frozen import Frozen, Given
 from scalestudy.trainers.options import Options
 
 Scaling = Literal["weak", "strong"]
@@ -46,7 +46,7 @@ class Data(Frozen):
         return self.source in ("digits", "images", "mnist")
 
 
-class Optimizer(Frozen):
+class Optimizer(Given):
     """SGD with momentum or Adam, with the same arithmetic in every framework."""
 
     name: Literal["sgd", "adam"] = "sgd"
@@ -54,7 +54,7 @@ class Optimizer(Frozen):
     momentum: float = Field(default=0.9, ge=0, lt=1)
 
 
-class Measurement(Frozen):
+class Measurement(Given):
     """How long to measure: windows of at least `window_s` after a warm-up that was seen to end."""
 
     window_s: float = Field(default=0.5, gt=0)
