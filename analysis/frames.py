@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from pydantic import ValidationError
 
 from scalestudy.analysis import devices
 from scalestudy.analysis.steadiness import steadiness
-from scalestudy.trainers.files import RECORD_NAME, read_record, record_paths
+from scalestudy.trainers.files import RECORD_NAME, DamagedError, read_record, record_paths
 from scalestudy.trainers.options import changes
 from scalestudy.trainers.record import RankReport, Record, Window
 from scalestudy.trainers.trainer import series_name
@@ -56,7 +55,7 @@ def record_files(out: Path) -> list[Path]:
     return files
 
 
-def read_records(files: Iterable[Path], damaged: list[Path]) -> Iterator[Record]:
+def read_records(files: Iterable[Path], damaged: list[DamagedError]) -> Iterator[Record]:
     """Yield the records one by one, so that a big study fits into memory; damaged ones are listed instead."""
     # A record is a tree of a thousand small values: the cycle collector walks them all, for nothing, and takes as long
     # as reading them.
@@ -65,8 +64,11 @@ def read_records(files: Iterable[Path], damaged: list[Path]) -> Iterator[Record]
         for file in files:
             try:
                 yield read_record(file.parent)
-            except ValidationError:
-                damaged.append(file)
+            except FileNotFoundError:
+                # Set aside or taken away since the files were listed.
+                continue
+            except DamagedError as error:
+                damaged.append(error)
     finally:
         gc.enable()
 

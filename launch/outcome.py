@@ -7,7 +7,7 @@ from statistics import fmean, median
 from typing import NamedTuple
 
 from scalestudy.launch.launcher import Exit
-from scalestudy.trainers.record import Outcome, RankReport
+from scalestudy.trainers.record import Outcome, RankReport, flaw
 from scalestudy.trainers.trial import Trial
 
 _QUOTED_LINES = 5
@@ -23,8 +23,13 @@ class Ending(NamedTuple):
     retry: bool = False
 
 
-def ending(trial: Trial, ended: Exit, reports: Sequence[RankReport], folder: Path) -> Ending:
-    """Judge a trial: how its processes ended first, then whether what they measured may be believed."""
+def ending(
+    trial: Trial, ended: Exit, reports: Sequence[RankReport], folder: Path, damaged: Sequence[str] = ()
+) -> Ending:
+    """Judge a trial: how its processes ended first, then whether what they measured may be believed.
+
+    `damaged` says which reports cannot be read.
+    """
     if ended.lost_nodes:
         several = len(ended.lost_nodes) > 1
         lost = ", ".join(ended.lost_nodes)
@@ -37,8 +42,12 @@ def ending(trial: Trial, ended: Exit, reports: Sequence[RankReport], folder: Pat
         return Ending("timeout", f"not done within deadline_s = {trial.measurement.deadline_s:g}; {_last(folder, 0)}")
     if ended.first_failed is not None:
         return Ending("failed", _failure(ended, dict(errors), folder))
+    if damaged:
+        return Ending("failed", "; ".join(damaged))
     if len(reports) != len(ended.codes):
         return Ending("failed", f"expected {len(ended.codes)} rank reports, got {len(reports)}")
+    if reason := flaw(trial, reports):
+        return Ending("failed", reason)
     return (None if trial.sweep else _diverged(trial, reports)) or Ending("ok")
 
 
@@ -57,7 +66,7 @@ def _failure(ended: Exit, errors: dict[int, object], folder: Path) -> str:
 def _last(folder: Path, rank: int) -> str:
     """Quote the end of a rank's log."""
     log = folder / f"rank-{rank}.log"
-    lines = log.read_text(errors="replace").splitlines() if log.exists() else []
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else []
     quoted = " | ".join(line.strip() for line in lines[-_QUOTED_LINES:] if line.strip())
     return f"{log.name} ends: {quoted}" if quoted else f"{log.name} is empty"
 

@@ -122,9 +122,9 @@ class LiveBar(PlainLines):
 
     def tick(self) -> None:
         """Show the throughput that rank 0 wrote last."""
-        with suppress(OSError, IndexError, json.JSONDecodeError):
+        with suppress(OSError, IndexError, KeyError, TypeError, ValueError):
             assert self._folder is not None
-            line = json.loads((self._folder / "progress.jsonl").read_text().splitlines()[-1])
+            line = json.loads((self._folder / "progress.jsonl").read_bytes().splitlines()[-1])
             self._bar.update(self._task, live=f"{line['phase']} · {line['images_per_s']:,.0f} images/s · {self.left()}")
 
     def finished(self, record: Record) -> None:

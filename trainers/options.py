@@ -19,7 +19,7 @@ class DdpOptions(Given):
     gradient_as_bucket_view: bool = False
     static_graph: bool = False
     communication_hook: Literal["none", "fp16", "bf16", "powersgd"] = "none"
-    powersgd_rank: int = Field(default=1, ge=1)
+    powersgd_rank: int = Field(default=1, ge=1, le=2**31 - 1)
 
 
 class HorovodOptions(Given):
@@ -39,7 +39,7 @@ class MultiWorkerOptions(Given):
     """
 
     implementation: Literal["auto", "ring", "nccl"] = "auto"
-    bytes_per_pack: int = Field(default=0, ge=0)
+    bytes_per_pack: int = Field(default=0, ge=0, le=2**31 - 1)
 
 
 class MirroredOptions(Given):

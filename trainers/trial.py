@@ -58,12 +58,12 @@ class Measurement(Given):
     """How long to measure: windows of at least `window_s` after a warm-up that was seen to end."""
 
     window_s: float = Field(default=0.5, gt=0)
-    windows: int = Field(default=10, ge=1)
+    windows: int = Field(default=10, ge=1, le=1_000_000)
     warm_up_max_s: float = Field(default=30.0, ge=0)
     measure_max_s: float = Field(default=300.0, gt=0)
     deadline_s: float = Field(default=1800.0, gt=0)
     # Windows of each kind that tell where the time goes: resident, local, input; 0 for none.
-    cause_windows: int = Field(default=4, ge=0)
+    cause_windows: int = Field(default=4, ge=0, le=10_000)
     # Samples of every node's devices in a second; 0 for none. Past 100 the sampler would be felt.
     telemetry_hz: float = Field(default=10.0, ge=0, le=100)
 

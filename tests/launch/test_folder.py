@@ -43,7 +43,7 @@ def test_a_damaged_record_counts_as_none_and_is_named(
     folder.finish(path, make_record(trial))
     (path / "record.json").write_text(damage)
     assert folder.record(trial) is None
-    assert folder.damaged([trial]) == [path / "record.json"]
+    assert [error.path for error in folder.damaged([trial])] == [path / "record.json"]
 
 
 def test_no_other_studys_folder_is_written_to(folder: StudyFolder) -> None:
