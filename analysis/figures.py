@@ -8,20 +8,20 @@ import textwrap
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-import matplotlib as mpl
-
-mpl.use("agg")
-
 import numpy as np
 import pandas as pd
+
+# First, so that it is imported as canvas says.
+from scalestudy.analysis.canvas import Figure, style  # isort: skip
 import seaborn as sns
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import (
     FixedFormatter,
     FixedLocator,
     FuncFormatter,
+    LogFormatter,
+    LogFormatterMathtext,
     NullLocator,
     PercentFormatter,
     StrMethodFormatter,
@@ -66,19 +66,8 @@ _MOST_SWEPT = 4
 _MOST_RANKS = 16
 _DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (6, 1.5, 1, 1.5)), (0, (3, 1, 1, 1, 1, 1)))
 _HATCHES = ("", "////", "....", "xxxx", "\\\\\\\\", "++++")
+_SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 _EXECUTION_DASHES = {"eager": (0, (1, 1.5)), "graph": (0, (5, 2)), "compiled": "-"}
-_STYLE: dict[Any, Any] = {
-    "axes.grid": True,
-    "axes.titlelocation": "left",
-    "axes.titlesize": 10,
-    "axes.labelsize": 10,
-    "font.size": 10,
-    "grid.color": "#e6e6e6",
-    "svg.fonttype": "none",
-    # The same figure twice is the same file twice.
-    "svg.hashsalt": "scalestudy",
-}
-
 
 def speedup(points: pd.DataFrame) -> Figure:
     """Draw speedup over the reference with the ideal line."""
@@ -410,7 +399,7 @@ def changes(compared: pd.DataFrame, tolerance: float) -> Figure:
     """Draw each point's throughput in one folder over that in another, with the tolerance shaded."""
     looks = _looks(compared)
     rows = compared.sort_values(["workload", "series", "world_size"], ascending=False).head(_MOST_POINTS)
-    with sns.axes_style("whitegrid", rc=_STYLE), mpl.rc_context(_STYLE):
+    with style():
         figure = Figure(figsize=(9.5, 1.5 + 0.42 * len(rows)), layout="constrained")
         axes = figure.subplots()
         for place, row in enumerate(rows.itertuples()):
@@ -627,7 +616,7 @@ def collectives(points: pd.DataFrame, fitted: pd.DataFrame) -> Figure:
     placed = points.groupby(["world_size", "devices_per_node"], sort=True)
     panels = list(placed)[-_MOST_SWEPT:]
     several = points.nodes.max() > 1
-    with sns.axes_style("whitegrid", rc=_STYLE), mpl.rc_context(_STYLE):
+    with style():
         figure = Figure(figsize=(11, 3.4 * len(panels) + 0.9), layout="constrained")
         grid = figure.subplots(len(panels), 2, squeeze=False)
         legend: dict[str, Any] = {}
@@ -671,6 +660,7 @@ def collectives(points: pd.DataFrame, fitted: pd.DataFrame) -> Figure:
                 axes.xaxis.set_minor_locator(NullLocator())
                 axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: bytes_in_words(int(value))))
                 axes.set_xlabel("size of the message")
+                _plain_ticks(axes)
                 sns.despine(ax=axes)
             legend |= _taken_legend(left)
         figure.suptitle(
@@ -818,12 +808,13 @@ def _panels(
     panels = list(rows.groupby([*WORK, *by], sort=True))
     columns = min(_COLUMNS, len(panels))
     lines = -(-len(panels) // columns)
-    with sns.axes_style("whitegrid", rc=_STYLE), mpl.rc_context(_STYLE):
+    with style():
         figure = Figure(figsize=(max(width * columns, 7), height * lines + 0.9), layout="constrained")
         grid = figure.subplots(lines, columns, squeeze=False)
         legend: dict[str, Any] = {}
         for axes, (key, group) in zip(grid.flat, panels, strict=False):
             draw(axes, group)
+            _plain_ticks(axes)
             sns.despine(ax=axes)
             own = " ".join(filter(None, key[len(WORK) :]))
             words = textwrap.wrap(f"{key[0]}, {key[1]} scaling", 52)
@@ -846,6 +837,28 @@ def _panels(
                 fontsize=9.5,
             )
     return figure
+
+
+class _PlainLog(LogFormatter):
+    """The ticks of a logarithmic axis as text: 0.5, 1,000, 10⁶."""
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        if not super().__call__(x, pos):
+            return ""
+        exponent = round(np.log10(x))
+        if abs(exponent) > 3 and np.isclose(x, 10.0**exponent, rtol=1e-9):
+            return f"10{str(exponent).translate(_SUPERSCRIPTS)}"
+        return f"{x:,.6g}"
+
+
+def _plain_ticks(axes: Axes) -> None:
+    """Replace what would write a formula: no text of a figure is taken for one."""
+    for axis in (axes.xaxis, axes.yaxis):
+        for kind in ("major", "minor"):
+            formatter = getattr(axis, f"get_{kind}_formatter")()
+            if isinstance(formatter, LogFormatterMathtext):
+                plain = _PlainLog(formatter._base, formatter.labelOnlyBase)  # type: ignore[attr-defined]
+                getattr(axis, f"set_{kind}_formatter")(plain)
 
 
 def _taken_legend(axes: Axes) -> dict[str, Any]:
