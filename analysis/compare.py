@@ -137,14 +137,14 @@ def html(found: Comparison) -> str:
 def summary(found: Comparison) -> list[str]:
     """Return in sentences what got faster, what slower, and of what nothing is shown."""
     said = list(found.unlike)
-    for verdict, share in ((SLOWER, "lost"), (FASTER, "won")):
+    for verdict, share in ((SLOWER, "lost"), (FASTER, "gained")):
         rows = found.points[found.points.verdict == verdict]
         if len(rows):
             furthest = rows.loc[(rows.ratio - 1).abs().idxmax()]
             said.append(
                 f"{len(rows)} of {_count(len(found.points), 'point')} {'is' if len(rows) == 1 else 'are'} {verdict}; "
                 f"{furthest.series} on {_count(furthest.world_size, 'device')} {share} most: "
-                f"{abs(furthest.ratio - 1):.1%} of its throughput ({furthest.workload})."
+                f"{_change(furthest.ratio)} ({furthest.workload})."
             )
     alike = int((found.points.verdict == ALIKE).sum())
     if alike:
@@ -204,6 +204,10 @@ def _unmatched(found: Comparison) -> dict[str, pd.DataFrame]:
         "In the new one alone": found.new_only,
     }
     return {title: rows for title, rows in titled.items() if len(rows)}
+
+
+def _change(ratio: float) -> str:
+    return f"{1 - ratio:.1%} of its throughput" if ratio < 1 else f"{ratio:.3f}× its throughput"
 
 
 def _rate(images_per_s: float) -> str:

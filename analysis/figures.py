@@ -29,6 +29,7 @@ from matplotlib.ticker import (
 
 from scalestudy.analysis.frames import PHASES
 from scalestudy.analysis.metrics import WORK
+from scalestudy.analysis.shares import share
 
 COLOURS = {
     "torch-ddp": "#D55E00",
@@ -171,7 +172,9 @@ def overlap(points: pd.DataFrame) -> Figure:
                 edgecolor="white",
             )
             longest = 1e3 * max(row.exchange_s, row.exposed_s)
-            said = f"{row.hidden:.0%} hidden" if row.hidden >= 0 else f"none hidden: {1 - row.hidden:.1f}×"
+            said = f"{share(row.hidden)} hidden" if row.hidden >= 0 else f"none hidden: {1 - row.hidden:.1f}×"
+            if row.hidden > 1:
+                said = "not shown: adds nothing"
             axes.annotate(said, (longest, place), xytext=(5, 0), textcoords="offset points", va="center", fontsize=8.5)
         axes.set_yticks(range(len(present)), map(_wrapped, present), fontsize=8.5)
         axes.set_xlim(0, 1.6e3 * rows[["exchange_s", "exposed_s"]].max().max())
@@ -223,7 +226,8 @@ def stragglers(ranks: pd.DataFrame) -> Figure:
         axes.set_ylim(0, 1.3e3 * rows.p95_s.max())
         first = rows.iloc[0]
         axes.set_xlabel(
-            f"lost to jitter alone {1 - first.jitter:.1%}, to stepping together {1 - first.together:.1%}", fontsize=9
+            f"lost to jitter alone {share(1 - first.jitter, 1)}, to stepping together {share(1 - first.together, 1)}",
+            fontsize=9,
         )
         axes.set_ylabel("step alone (ms)")
         axes.grid(visible=False, axis="x")
@@ -624,15 +628,15 @@ def collectives(points: pd.DataFrame, fitted: pd.DataFrame) -> Figure:
             for series in _series(group):
                 rows = group[group.series == series]
                 trainer = rows.trainer.iloc[0]
-                style = {
+                look = {
                     "color": COLOURS[trainer],
                     "marker": MARKERS[trainer],
                     "markersize": 4.5,
                     "linewidth": 1.4,
                     "label": series,
                 }
-                left.plot(rows.size_bytes, 1e3 * rows.time_s, **style)
-                right.plot(rows.size_bytes, rows.bus_bytes_per_s / 1e9, **style)
+                left.plot(rows.size_bytes, 1e3 * rows.time_s, **look)
+                right.plot(rows.size_bytes, rows.bus_bytes_per_s / 1e9, **look)
                 right.fill_between(
                     rows.size_bytes,
                     rows.bus_bytes_per_s_low / 1e9,
@@ -642,7 +646,8 @@ def collectives(points: pd.DataFrame, fitted: pd.DataFrame) -> Figure:
                     linewidth=0,
                 )
                 law = fitted.merge(rows[line].drop_duplicates(), on=line).iloc[0]
-                model_s = law.latency_s + rows.size_bytes / law.bandwidth_bytes_per_s
+                # What the times tell nothing of is no part of the model.
+                model_s = np.nan_to_num(law.latency_s) + rows.size_bytes * np.nan_to_num(1 / law.bandwidth_bytes_per_s)
                 left.plot(rows.size_bytes, 1e3 * model_s, color=COLOURS[trainer], linestyle=(0, (2, 2)), linewidth=1)
             nodes = f" on {_nodes(-(-size // per_node))}" if several else ""
             left.set_title(f"{_devices(size)}{nodes}: time (dotted: latency + size / bandwidth)")

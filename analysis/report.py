@@ -10,7 +10,7 @@ from typing import Any
 import jinja2
 import pandas as pd
 
-from scalestudy.analysis import answer, collectives, devices, fairness, figures, laws, metrics
+from scalestudy.analysis import answer, collectives, devices, fairness, figures, laws, metrics, shares
 from scalestudy.analysis.canvas import Figure, as_svg, save_png
 from scalestudy.analysis.frames import Frames, frames, read_records, record_files
 from scalestudy.trainers.files import DamagedError, read_record
@@ -40,7 +40,7 @@ def write_report(out: Path, prices: Mapping[str, float] | None = None) -> Writte
     compared.to_csv(out / "comparisons.csv", index=False)
     traps = pd.DataFrame(fairness.traps(trials), columns=devices.NOTICE_COLUMNS)
     notices = _notices(pd.concat([traps, found.notices]), trials)
-    swept = collectives.read(out)
+    swept = collectives.read(out, damaged)
     results = metrics.results(trials)
     results.to_csv(out / "results.csv", index=False)
     results.to_parquet(out / "results.parquet", index=False)
@@ -96,6 +96,12 @@ def page(name: str) -> jinja2.Template:
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
+    environment.filters |= {
+        "share": shares.share,
+        "give_or_take": shares.give_or_take,
+        "off_by": shares.off_by,
+        "ends": lambda row, name: shares.ends(row[f"{name}_low"], row[f"{name}_high"]),
+    }
     return environment.from_string(files("scalestudy.analysis").joinpath(name).read_text(encoding="utf-8"))
 
 
@@ -198,7 +204,7 @@ def _draw(
     compiled = metrics.compilation(points, trials)
     if len(compiled):
         drawn["compilation"] = figures.compilation(points, compiled)
-    if len(fitted):
+    if fitted.best.any():
         drawn["laws"] = figures.laws(points, fitted)
     if points.joules_per_image.notna().any():
         drawn["energy"] = figures.energy(points)
@@ -315,7 +321,13 @@ def _sizes(points: pd.DataFrame, fitted: pd.DataFrame) -> list[dict[str, Any]]:
     several = recommended[recommended.measured.map(len) > 1].to_dict("records")
     best = fitted[fitted.best.astype(bool)]
     by_series = {key: rows.to_dict("records") for key, rows in best.groupby(metrics.SERIES)} if len(best) else {}
-    return [row | {"laws": by_series.get(tuple(row[column] for column in metrics.SERIES), [])} for row in several]
+    # Where every law that could be fitted has run into an edge, why; of too few world sizes none was.
+    refused = fitted[fitted.reason.notna()].groupby(metrics.SERIES).reason.first() if len(fitted) else {}
+    keys = [tuple(row[column] for column in metrics.SERIES) for row in several]
+    return [
+        row | {"laws": by_series.get(key, []), "no_law": refused.get(key, "too few world sizes")}
+        for row, key in zip(several, keys, strict=True)
+    ]
 
 
 def _notices(notices: pd.DataFrame, trials: pd.DataFrame) -> list[dict[str, Any]]:
