@@ -70,6 +70,7 @@ _HATCHES = ("", "////", "....", "xxxx", "\\\\\\\\", "++++")
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 _EXECUTION_DASHES = {"eager": (0, (1, 1.5)), "graph": (0, (5, 2)), "compiled": "-"}
 
+
 def speedup(points: pd.DataFrame) -> Figure:
     """Draw speedup over the reference with the ideal line."""
 

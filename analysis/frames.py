@@ -140,7 +140,7 @@ def frames(records: Iterable[Record], trials_path: Path) -> Frames:
 def trial_row(trial: Trial) -> dict[str, Any]:
     """Return what a trial is, as a row."""
     data = trial.data
-    source = data.source if data.folder is None else f"{data.source}:{Path(data.folder).name}"
+    source = data.source if data.folder is None else f"{data.source}:{_printable(Path(data.folder).name)}"
     weak = trial.scaling == "weak"
     work = [
         trial.model,
@@ -174,6 +174,11 @@ def trial_row(trial: Trial) -> dict[str, Any]:
         # Trials of one workload are the same work, whoever does it: only those are set against each other.
         "workload": ", ".join(work),
     }
+
+
+def _printable(name: str) -> str:
+    """Return a folder's name with what no page and no figure may hold written out: line breaks, control characters."""
+    return name if name.isprintable() else repr(name)[1:-1]
 
 
 def window_seconds(reports: tuple[RankReport, ...]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:

@@ -94,9 +94,7 @@ def fits(trials: pd.DataFrame) -> pd.DataFrame:
         found = [_fitted(law, sizes, throughputs) for law in possible]
         lowest = min((row["aicc"] for row in found if row["reason"] is None), default=np.nan)
         series = dict(zip(SERIES, key, strict=True))
-        rows += [
-            series | row | {"best": row["reason"] is None and row["aicc"] <= lowest + _AS_GOOD} for row in found
-        ]
+        rows += [series | row | {"best": row["reason"] is None and row["aicc"] <= lowest + _AS_GOOD} for row in found]
     columns = [*SERIES, "law", "parameters", "intervals", "rms_residual", "aicc", "predictions", "reason", "best"]
     return pd.DataFrame(rows, columns=columns)
 

@@ -75,7 +75,7 @@ def write_report(out: Path, prices: Mapping[str, float] | None = None) -> Writte
             sizes=_sizes(points, fitted),
             swept=collectives.fits(swept).to_dict("records"),
             figures=drawn,
-        )
+        ),
     )
     return Written(html=html, damaged=damaged)
 

@@ -27,7 +27,7 @@ class CpuClaim:
         for cpu in usable[first:] + usable[:first]:
             if len(cpus) == count:
                 break
-            lock = (folder / str(cpu)).open("w")
+            lock = (folder / str(cpu)).open("w", encoding="utf-8")
             with suppress(BlockingIOError):
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 self._locks.append(lock)

@@ -26,14 +26,14 @@ from scalestudy.trainers.trial import Trial
 _START_S = 8.0
 
 
-def described(trial: Trial) -> str:
-    """Return a trial in a few words."""
+def described(trial: Trial, repeats: Sequence[Trial] = ()) -> str:
+    """Return a trial in a few words, or a point of the study where its `repeats` are given, in order."""
     nodes = f" on {trial.nodes} nodes" if trial.nodes > 1 else ""
     precision = f" · {trial.precision}" if trial.precision != "fp32" else ""
-    return (
-        f"{trial.model} · {series_name(trial)}{precision} · world size {trial.world_size}{nodes} "
-        f"· repeat {trial.repeat + 1}"
-    )
+    which = f"repeat {trial.repeat + 1}"
+    if len(repeats) > 1:
+        which = f"repeats {trial.repeat + 1}–{repeats[-1].repeat + 1}"
+    return f"{trial.model} · {series_name(trial)}{precision} · world size {trial.world_size}{nodes} · {which}"
 
 
 class Estimate:
@@ -95,7 +95,7 @@ class LiveBar(PlainLines):
         super().__init__(console, trials, estimate)
         self._bar = Progress(
             SpinnerColumn(),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
@@ -118,7 +118,7 @@ class LiveBar(PlainLines):
         """Show the trial."""
         self._folder = folder
         self._started_s = time.monotonic()
-        self._bar.update(self._task, description=escape(described(trial)), live=f"starting · {self.left()}")
+        self._bar.update(self._task, description=described(trial), live=f"starting · {self.left()}")
 
     def tick(self) -> None:
         """Show the throughput that rank 0 wrote last."""
