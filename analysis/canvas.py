@@ -24,6 +24,8 @@ mpl.use("agg")
 import seaborn as sns  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 
+__all__ = ["Figure", "as_svg", "save_png", "style"]
+
 _STYLE: dict[Any, Any] = {
     "axes.grid": True,
     "axes.titlelocation": "left",

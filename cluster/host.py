@@ -116,9 +116,7 @@ def interface_of(address: str) -> str | None:
 def process_age_s() -> float:
     """Return the seconds since this process began, by its own host's clock."""
     # Field 22 of proc(5)'s stat, in clock ticks since the boot; the name in field 2 may hold spaces.
-    started_ticks = int(
-        Path("/proc/self/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[19]
-    )
+    started_ticks = int(Path("/proc/self/stat").read_bytes().rpartition(b")")[2].split()[19])
     return time.clock_gettime(time.CLOCK_BOOTTIME) - started_ticks / os.sysconf("SC_CLK_TCK")
 
 

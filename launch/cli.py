@@ -35,8 +35,10 @@ def _home(path: Path | None) -> Path | None:
         return None
     try:
         return path.expanduser()
-    except RuntimeError as error:
-        raise typer.BadParameter(f"{str(path)!r}: {error}") from None
+    except RuntimeError:
+        from scalestudy.launch.errors import InputError
+
+        raise InputError(f"{path}: there is no such user's home") from None
 
 
 StudyFile = Annotated[
@@ -70,9 +72,7 @@ def run(
     study_file: StudyFile,
     launcher: Annotated[str | None, typer.Option(help="Who starts the ranks; the study's own if left out.")] = None,
     out: Out = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would run, point by point, and an estimate; run nothing.")
-    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would run, and how long; run nothing.")] = False,
     nodes: Annotated[int | None, typer.Option(min=1, help="Only the trials on so many nodes; no report.")] = None,
     repeat: Annotated[int | None, typer.Option(min=1, help="Only this repeat, counted from 1; no report.")] = None,
 ) -> None:
@@ -106,7 +106,7 @@ def run(
     if not chosen.elastic:
         check_capacity(trials, study_file, chosen.name, topology)
     if dry_run:
-        _list_points(console, trials, folder)
+        _list_points(trials, folder)
         return
     folder.create(study.name)
     share = f"nodes-{nodes or 'any'}-repeat-{repeat or 'any'}" if nodes or repeat else None
@@ -198,8 +198,8 @@ def submit(
     study = load_study(study_file)
     folder = _folder(out, study)
     console = _console()
-    if folder.path.exists() and not dry_run:
-        folder.create(study.name)
+    if folder.path.exists():
+        _existing(console, folder.path)
     for damaged in [*folder.damaged(), *damaged_jobs(folder)]:
         _say(console, str(damaged))
     chosen = launcher or (study.launcher if study.launcher != "local" else "slurm")
@@ -370,7 +370,7 @@ def _say(console: "Console", text: str) -> None:
 
 def _printable(line: str) -> str:
     """Return a line in which no name of a file or study moves the cursor, or breaks the line."""
-    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in line)
+    return line if line.isprintable() else "".join(char if char.isprintable() else ascii(char)[1:-1] for char in line)
 
 
 def _print_fits(console: "Console", fits: "DataFrame") -> None:
@@ -526,25 +526,29 @@ def _job_content(nodes: int | None) -> str:
     return "the report" if nodes is None else f"trials on {nodes} node{'s' if nodes > 1 else ''}"
 
 
-def _list_points(console: "Console", trials: "list[Trial]", folder: "StudyFolder") -> None:
+def _list_points(trials: "list[Trial]", folder: "StudyFolder") -> None:
     """Say what a run would do, a line a point of the study: its repeats are many, and alike."""
     from scalestudy.launch.progress import Estimate, described, duration
+    from scalestudy.trainers.trainer import series_name
 
     records = {trial: folder.record(trial) for trial in trials} if folder.trials_path.is_dir() else {}
     estimate = Estimate([record for record in records.values() if record])
     by_point: dict[Trial, list[Trial]] = {}
-    for trial in sorted(trials, key=lambda trial: trial.repeat):
+    for trial in trials:
         by_point.setdefault(trial.model_copy(update={"repeat": 0}), []).append(trial)
-    for repeats in by_point.values():
+    lines = []
+    for point in sorted(by_point, key=lambda point: (point.model, point.world_size, series_name(point))):
+        repeats = by_point[point]
         ended = Counter(record.outcome for record in map(records.get, repeats) if record)
         done = "".join(f", {count} {outcome}" for outcome, count in sorted(ended.items()))
-        each = f"about {duration(estimate.seconds(repeats[0]))} each"
-        _say(console, f"{described(repeats[0], repeats)}: {len(repeats)} trials{done}, {each}")
+        which = described(repeats[0], repeats[-1].repeat)
+        each = f"about {duration(estimate.seconds(point))} each"
+        lines.append(f"{which} · {point.per_device_batch} images a device: {len(repeats)} trials{done}, {each}")
     todo = [trial for trial in trials if records.get(trial) is None]
-    total = duration(sum(map(estimate.seconds, todo)))
-    _say(console, f"{len(trials)} trials, {len(todo)} to run, about {total}")
-    for damaged in folder.damaged(trials) if records else ():
-        _say(console, f"{damaged}; a run sets its folder aside")
+    lines.append(f"{len(trials)} trials, {len(todo)} to run, about {duration(sum(map(estimate.seconds, todo)))}")
+    if records:
+        lines += [f"{damaged}; a run sets its folder aside" for damaged in folder.damaged(trials)]
+    print("\n".join(map(_printable, lines)))
 
 
 def _write_report(console: "Console", folder: "StudyFolder", prices: Mapping[str, float] | None = None) -> None:

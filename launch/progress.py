@@ -26,13 +26,13 @@ from scalestudy.trainers.trial import Trial
 _START_S = 8.0
 
 
-def described(trial: Trial, repeats: Sequence[Trial] = ()) -> str:
-    """Return a trial in a few words, or a point of the study where its `repeats` are given, in order."""
+def described(trial: Trial, last_repeat: int | None = None) -> str:
+    """Return a trial in a few words, or all of its point's from its own repeat to the last."""
     nodes = f" on {trial.nodes} nodes" if trial.nodes > 1 else ""
     precision = f" · {trial.precision}" if trial.precision != "fp32" else ""
     which = f"repeat {trial.repeat + 1}"
-    if len(repeats) > 1:
-        which = f"repeats {trial.repeat + 1}–{repeats[-1].repeat + 1}"
+    if last_repeat is not None and last_repeat > trial.repeat:
+        which = f"repeats {trial.repeat + 1}–{last_repeat + 1}"
     return f"{trial.model} · {series_name(trial)}{precision} · world size {trial.world_size}{nodes} · {which}"
 
 

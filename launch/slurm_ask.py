@@ -4,14 +4,12 @@ import re
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from scalestudy.launch.errors import InputError
 
 # A controller that is busy or restarting answers late; Slurm's own clients try for as long.
 _PATIENCE_S = 60.0
-# Whatever the locale; a name in another encoding is no reason to fail.
-_AS_TEXT: dict[str, Any] = {"encoding": "utf-8", "errors": "backslashreplace"}
 # Set in an allocation, they would change what a command asked for there means (srun(1), INPUT ENVIRONMENT VARIABLES);
 # SLURM_CONF alone says which cluster is meant. SBATCH_* are a user's own defaults.
 _OPTIONS = re.compile(r"(SLURM|SRUN|SLURMD)_(?!CONF$)")
@@ -51,7 +49,16 @@ class Job(NamedTuple):
 def ask(argv: Sequence[str], *, text: str = "", environ: Mapping[str, str] | None = None) -> str:
     """Run one of Slurm's commands and return what it prints; raises SlurmError with what it says of its failure."""
     try:
-        answer = subprocess.run(argv, capture_output=True, input=text, env=environ, timeout=_PATIENCE_S, **_AS_TEXT)
+        answer = subprocess.run(
+            argv,
+            capture_output=True,
+            input=text,
+            # Whatever the locale; a name in another encoding is no reason to fail.
+            encoding="utf-8",
+            errors="backslashreplace",
+            env=environ,
+            timeout=_PATIENCE_S,
+        )
     except FileNotFoundError:
         raise SlurmError(f"{argv[0]} is not on PATH: this is no host of a Slurm cluster") from None
     except subprocess.TimeoutExpired:

@@ -219,9 +219,7 @@ def settled_trials(path: Path) -> list[Trial]:
     """Return the trials of a settled study: the machine has no say in them any more."""
     study = load_study(path)
     if study.devices_per_node is None or study.threads_per_device is None or study.device == "auto":
-        raise InputError(
-            f"{path}: is torn, or not settled: it leaves device, devices_per_node or threads_per_device open"
-        )
+        raise InputError(f"{path}: is torn: it leaves open which devices of a node to take, and with how many threads")
     layout = Layout(
         device=study.device,
         devices_per_node=study.devices_per_node,

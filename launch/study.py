@@ -290,11 +290,7 @@ class Study(Given):
     @model_validator(mode="after")
     def _not_more_trials_than_meant(self) -> "Study":
         if self.trial_count > self.max_trials:
-            product = " × ".join(
-                f"{count:,} {what if count > 1 else what.removesuffix('s')}"
-                for count, what in self._factors()
-                if count > 1
-            )
+            product = " × ".join(f"{count:,} {what}" for count, what in self._factors() if count > 1)
             raise ValueError(
                 f"max_trials: {product} = {self.trial_count:,} trials, more than {self.max_trials:,}; "
                 "ask for fewer, or raise max_trials"

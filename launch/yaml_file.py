@@ -44,7 +44,7 @@ class _Loader(yaml.SafeLoader):
         self._depth += 1
         try:
             if self._depth > _DEEPEST:
-                where = self.peek_event().start_mark
+                where = self.peek_event().start_mark  # type: ignore[no-untyped-call]
                 raise yaml.MarkedYAMLError(problem=f"nested more than {_DEEPEST} deep", problem_mark=where)
             return super().compose_node(parent, index)
         finally:
@@ -80,7 +80,8 @@ def read_text(path: Path) -> str:
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
         raise InputError(
-            f"{path}: cannot be read: byte {error.object[error.start]:#04x} in line {line} is not UTF-8; save it as UTF-8"
+            f"{path}: cannot be read: byte {error.object[error.start]:#04x} in line {line} is not UTF-8; "
+            "save it as UTF-8"
         ) from None
     except (OSError, ValueError) as error:
         # ValueError: a name that no file can have.
@@ -137,7 +138,7 @@ class _Check:
             yield f"{place}: has a tag that no study needs, {_quoted(node.tag)}"
             return
         try:
-            value = self._loader.construct_object(node)  # type: ignore[no-untyped-call]
+            value = self._loader.construct_object(node)
         except (ValueError, KeyError, AttributeError, ArithmeticError, LookupError, TypeError):
             yield f"{place}: is no {_TAGS.get(node.tag, 'value')} that can be read"
             return
@@ -154,7 +155,7 @@ def _given_twice(node: yaml.MappingNode, where: str) -> Iterator[str]:
     for key, _ in node.value:
         line = key.start_mark.line + 1
         if not isinstance(key, yaml.ScalarNode) or key.tag not in (f"{_CORE}str", f"{_CORE}merge"):
-            yield f"line {line}: {where or 'the study'}: {_name(key)} is no name of a field; names are text, if need be in quotes"
+            yield f"line {line}: {where or 'the study'}: {_name(key)} is no name of a field: put it in quotes"
             continue
         name = f"{where}.{_name(key)}".lstrip(".")
         if first := lines.get(key.value):
