@@ -93,10 +93,11 @@ def run(
     layout = resolve(study, study_file, topology)
     folder = _folder(out, study)
     console = _console()
-    origin = Origin.of(study.name, text, study.costs)
     if study.adaptive and repeat:
         raise InputError(f"--repeat: {study_file}: repeats: which of them run is decided on the way; leave it out")
-    if study.searches_batch and not (dry_run or nodes or repeat):
+    # What it takes to describe this host and this code is not for a dry run.
+    origin = None if dry_run else Origin.of(study.name, text, study.costs)
+    if study.searches_batch and origin and not (nodes or repeat):
         study = _settle_batches(console, study, study_file, layout, folder, chosen, origin)
     trials = [
         trial
@@ -105,7 +106,7 @@ def run(
     ]
     if not chosen.elastic:
         check_capacity(trials, study_file, chosen.name, topology)
-    if dry_run:
+    if origin is None:
         _list_points(trials, folder)
         return
     folder.create(study.name)
