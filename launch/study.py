@@ -277,12 +277,18 @@ class Study(Given):
             for trainer in self.trainers
         ]
         batches = [len(batches) if isinstance(batches, tuple) else 1 for batches in self._batches()]
-        yield sum(ways), "trainers" if sum(ways) == len(ways) else f"ways to run {len(ways)} trainers"
-        yield sum(batches), "models" if sum(batches) == len(batches) else f"batches of {len(batches)} models"
-        yield len(self.precision), "precisions"
-        yield len(self.world_sizes), "world sizes"
-        yield len(self.devices_per_node or (1,)), "values of devices_per_node"
-        yield self.repeats.max if isinstance(self.repeats, Repeats) else self.repeats, "repeats"
+        trainers, models = _counted(len(ways), "trainer"), _counted(len(batches), "model")
+        yield sum(ways), trainers if sum(ways) == len(ways) else f"{sum(ways):,} ways to run {trainers}"
+        yield sum(batches), models if sum(batches) == len(batches) else f"{sum(batches):,} batches of {models}"
+        repeats = self.repeats.max if isinstance(self.repeats, Repeats) else self.repeats
+        for count, what in (
+            (len(self.precision), "precision"),
+            (len(self.world_sizes), "world size"),
+            (len(self.devices_per_node or (1,)), "devices_per_node choice"),
+            (repeats, "repeat"),
+        ):
+            if count > 1:
+                yield count, _counted(count, what)
 
     def _batches(self) -> list[tuple[int, ...] | Literal["auto"] | None]:
         return [model.batch or self.batch for model in self.models]
@@ -290,7 +296,7 @@ class Study(Given):
     @model_validator(mode="after")
     def _not_more_trials_than_meant(self) -> "Study":
         if self.trial_count > self.max_trials:
-            product = " × ".join(f"{count:,} {what}" for count, what in self._factors() if count > 1)
+            product = " × ".join(words for _, words in self._factors())
             raise ValueError(
                 f"max_trials: {product} = {self.trial_count:,} trials, more than {self.max_trials:,}; "
                 "ask for fewer, or raise max_trials"
@@ -326,6 +332,10 @@ class Study(Given):
                             f"global batch out): use a multiple of {world_size}"
                         )
         return self
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
 def _combinations(options: Mapping[str, Any]) -> int:
