@@ -100,9 +100,15 @@ def page(name: str) -> jinja2.Template:
         "share": shares.share,
         "give_or_take": shares.give_or_take,
         "off_by": shares.off_by,
+        "ratio": lambda row, name, digits=0: shares.ratio(*_with_ends(row, name), digits),
+        "known": lambda row, name: row[f"{name}_low"] == row[f"{name}_low"],
         "ends": lambda row, name: shares.ends(row[f"{name}_low"], row[f"{name}_high"]),
     }
     return environment.from_string(files("scalestudy.analysis").joinpath(name).read_text(encoding="utf-8"))
+
+
+def _with_ends(row: Mapping[str, Any], name: str) -> tuple[float, float, float]:
+    return row[name], row[f"{name}_low"], row[f"{name}_high"]
 
 
 class Facts:

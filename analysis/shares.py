@@ -25,11 +25,12 @@ def ends(low: float, high: float, digits: int = 0) -> str | None:
     return f"{low:.{digits}%} – {high:.{digits}%}"
 
 
-def ratio(value: float, low: float = math.nan, high: float = math.nan) -> tuple[str, str]:
-    """Return a ratio and its interval: as percentages, or as multiples where any of the three is above 1."""
-    if max(number for number in (value, low, high) if not math.isnan(number)) > 1:
-        return f"{value:.2f}×", f"{low:.2f}–{high:.2f}×"
-    return f"{value:.0%}", f"{low:.0%}–{high:.0%}"
+def ratio(value: float, low: float = math.nan, high: float = math.nan, digits: int = 0) -> tuple[str, str]:
+    """Return a ratio and its interval: as percentages, or as multiples where any of the three is above 100 %."""
+    known = [number for number in (value, low, high) if not math.isnan(number)]
+    if max(known, default=0.0) >= 1 + 0.5 * 10 ** -(digits + 2):
+        return f"{value:.{digits + 2}f}×", f"{low:.{digits + 2}f}–{high:.{digits + 2}f}×"
+    return f"{value:.{digits}%}", f"{low:.{digits}%}–{high:.{digits}%}"
 
 
 def give_or_take(value: float | None) -> str:

@@ -75,7 +75,9 @@ class StudyFolder:
         Returns what is wrong with its marker where the rest can be read without.
         """
         if not self.path.is_dir():
-            raise InputError(f"{self.path}: no such folder; give the --out folder of a `scalestudy run`")
+            raise InputError(
+                f"{self.path}: no records there, nor such a folder; give the --out folder of a `scalestudy run`"
+            )
         try:
             read_ours(self.path / _MARKER, Marker)
         except FileNotFoundError:
