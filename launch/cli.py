@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
@@ -215,14 +216,17 @@ def submit(
 @app.command()
 def fetch(out: OutFolder) -> None:
     """Bring the records of a study home that was submitted to Ray."""
-    from scalestudy.launch import ray_jobs
-    from scalestudy.launch.jobs import damaged_jobs
+    from scalestudy.launch.errors import InputError
+    from scalestudy.launch.jobs import damaged_jobs, submitted
 
     console = _console()
     folder = _existing(console, out)
     for damaged in damaged_jobs(folder):
         _say(console, damaged)
-    _say(console, f"{ray_jobs.fetch(folder)} trials new in {out}")
+    jobs = submitted(folder, "ray")
+    if not jobs:
+        raise InputError(f"{out}: no job of Ray was submitted from there; see scalestudy submit --launcher ray")
+    _say(console, f"{_ray_jobs().fetch(jobs[-1], folder)} trials new in {out}")
     for error in folder.damaged():
         _say(console, str(error))
 
@@ -240,9 +244,7 @@ def status(out: OutFolder) -> None:
     folder = _existing(console, out)
     rows = slurm_jobs.status(folder)
     if submitted(folder, "ray"):
-        from scalestudy.launch import ray_jobs
-
-        rows += ray_jobs.status(folder)
+        rows += _ray_jobs().status(folder)
     if rows:
         table = Table("job", "what", "state", "time", "done", box=None, pad_edge=False)
         for row in rows:
@@ -506,8 +508,7 @@ def _submit_to_ray(
 ) -> None:
     import json
 
-    from scalestudy.launch import ray_jobs
-
+    ray_jobs = _ray_jobs()
     if dry_run:
         console.print(json.dumps(ray_jobs.job(study, study_file, folder), indent=2), soft_wrap=True, markup=False)
         return
@@ -518,9 +519,20 @@ def _submit_to_ray(
         _say(console, f"how it is: scalestudy status {folder.path}; its results: scalestudy fetch {folder.path}")
         return
     ended_well = ray_jobs.follow(made, lambda text: console.print(text, end="", soft_wrap=True, markup=False))
-    _say(console, f"{ray_jobs.fetch(folder)} trials new in {folder.path}")
+    _say(console, f"{ray_jobs.fetch(made, folder)} trials new in {folder.path}")
     if not ended_well:
         raise typer.Exit(1)
+
+
+def _ray_jobs() -> ModuleType:
+    """Return what is asked of Ray, which takes a second to import, and is an extra."""
+    from scalestudy.launch.errors import InputError
+
+    try:
+        from scalestudy.launch import ray_jobs
+    except ModuleNotFoundError:
+        raise InputError("ray: is not installed here: pip install 'scalestudy[ray]'") from None
+    return ray_jobs
 
 
 def _job_content(nodes: int | None) -> str:

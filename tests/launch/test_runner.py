@@ -145,7 +145,7 @@ def test_a_rank_report_that_cannot_be_read_costs_its_trial_and_says_why(
 ) -> None:
     trials = [make_trial(world_size=2, repeat=repeat) for repeat in range(4)]
     zero, one = (report.model_dump_json() for report in make_record(trials[0]).reports)
-    endings = [
+    endings: list[tuple[str | bytes, str, str]] = [
         (one[:40], "failed", "rank-1.json is torn: 40 bytes, EOF while parsing"),
         (b"\xff", "failed", "rank-1.json is torn: 1 bytes"),
         (zero, "failed", "rank-1.json is the report of rank 0"),
@@ -184,4 +184,5 @@ def test_a_reason_that_is_not_utf_8_is_written_all_the_same(folder: StudyFolder,
     record = folder.record(trial)
     assert record is not None
     assert record.reason is not None
-    assert r"/data/\\udcff" in record.reason or r"/data/\udcff" in record.reason
+    assert "/data/" in record.reason
+    assert record.reason.isprintable()

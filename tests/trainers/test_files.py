@@ -1,4 +1,4 @@
-"""A file of ours that is torn, newer or inconsistent says so in one line, and is told apart from one that is missing."""
+"""A file of ours that is torn, newer or inconsistent says so in one line; one that is missing is another thing."""
 
 import json
 from collections.abc import Callable
