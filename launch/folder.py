@@ -67,7 +67,9 @@ class StudyFolder:
         except OSError as error:
             raise InputError(f"{self.path}: --out: cannot be written: {error.strerror}; name another folder") from None
         except DamagedError as error:
-            raise InputError(f"{error}; name another folder with --out") from None
+            raise InputError(
+                f"{error}{': upgrade scalestudy, or' if error.newer else ';'} name another folder with --out"
+            ) from None
 
     def check(self) -> str | None:
         """Make sure that there is a folder of this version to read; raises InputError where there is none.
@@ -84,7 +86,7 @@ class StudyFolder:
             return None
         except DamagedError as error:
             if error.newer:
-                raise InputError(f"{error}; use that one") from None
+                raise InputError(f"{error}: upgrade scalestudy") from None
             return str(error)
         return None
 
