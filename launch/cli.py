@@ -32,14 +32,18 @@ app = typer.Typer(
 
 def _home(path: Path | None) -> Path | None:
     """Expand `~`, which a shell leaves alone in --out=~/x and in quotes; every path of the command line comes by."""
+    from scalestudy.launch.errors import InputError
+
     if path is None:
         return None
     try:
+        # What is written there, tables, records and pages, names it in UTF-8.
+        str(path).encode()
         return path.expanduser()
     except RuntimeError:
-        from scalestudy.launch.errors import InputError
-
         raise InputError(f"{path}: there is no such user's home") from None
+    except UnicodeEncodeError:
+        raise InputError(f"{path}: is a name that is not UTF-8; rename it, or set a UTF-8 locale") from None
 
 
 StudyFile = Annotated[

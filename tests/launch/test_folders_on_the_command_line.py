@@ -84,6 +84,11 @@ def test_the_home_of_nobody_is_one_line(home: Path) -> None:
     assert f"{home}/gone.yaml: cannot be read" in str(told("doctor", "~/gone.yaml").exception)
 
 
+def test_a_name_that_is_not_utf_8_is_refused_before_anything_is_measured(home: Path) -> None:
+    for arguments in (["report", "o\udcff"], ["run", "~/s.yaml", "--out=o\udcff"], ["run", "o\udcff"]):
+        assert "o\udcff: is a name that is not UTF-8" in str(told(*arguments).exception)
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
