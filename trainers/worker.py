@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 
 from scalestudy.cluster.clock import now_s
 from scalestudy.cluster.host import pin, process_age_s, this_host, usable_cpus
-from scalestudy.cluster.rank import Rank
+from scalestudy.cluster.network import reach_directly
+from scalestudy.cluster.rank import Rank, rank_addresses
 from scalestudy.cluster.slurm_step import ADDRESSES, step_environ
 from scalestudy.cluster.telemetry import Sampling
 from scalestudy.trainers.collectives import sweep
@@ -105,6 +106,7 @@ class _Phases:
 def _run(trial: Trial, rank: Rank, folder: Path, phases: _Phases, found: dict[str, Any]) -> None:
     if rank.local_rank == 0:
         found["host"] = this_host()
+    reach_directly(os.environ, rank_addresses(os.environ), rank.rank)
     given = os.environ.get("SCALESTUDY_CPUS")
     pin([int(cpu) for cpu in given.split(",")] if given else device_cpus(usable_cpus(), trial, rank))
     # From the start of the process: the interpreter and our own imports are part of what a job waits for.
