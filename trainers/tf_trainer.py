@@ -18,6 +18,7 @@ from scalestudy.trainers import keras_models, tf_data
 from scalestudy.trainers.data import load_arrays
 from scalestudy.trainers.models import initial_parameters, model_spec
 from scalestudy.trainers.record import Memory
+from scalestudy.trainers.software import tf32_in_force
 from scalestudy.trainers.trial import ADAM_BETAS, ADAM_EPSILON, Optimizer, Trial
 
 _POLICIES = {"fp32": "float32", "tf32": "float32", "bf16": "mixed_bfloat16", "fp16": "mixed_float16"}
@@ -150,7 +151,11 @@ class TfTrainer:
             "intra_op": tf.config.threading.get_intra_op_parallelism_threads(),
             "inter_op": tf.config.threading.get_inter_op_parallelism_threads(),
             "dtype_policy": keras.config.dtype_policy().name,
-            "tf32": int(tf.config.experimental.tensor_float_32_execution_enabled()),
+            "tf32": int(
+                tf32_in_force(
+                    tf.config.experimental.tensor_float_32_execution_enabled(), self._trial.device, os.environ
+                )
+            ),
         }
 
     def _build_network(self) -> None:

@@ -28,7 +28,7 @@ from scalestudy.trainers.data import first_unreadable, list_images, training_ima
 from scalestudy.trainers.files import write_atomically
 from scalestudy.trainers.measure import Measured, measure, measure_causes
 from scalestudy.trainers.record import RankError, RankReport
-from scalestudy.trainers.software import capture
+from scalestudy.trainers.software import capture, overruled
 from scalestudy.trainers.trainer import TRAINERS
 from scalestudy.trainers.trial import Trial
 
@@ -105,6 +105,8 @@ class _Phases:
 def _run(trial: Trial, rank: Rank, folder: Path, phases: _Phases, found: dict[str, Any]) -> None:
     if rank.local_rank == 0:
         found["host"] = this_host()
+    if why := overruled(trial.precision, trial.device, os.environ):
+        raise ValueError(why)
     given = os.environ.get("SCALESTUDY_CPUS")
     pin([int(cpu) for cpu in given.split(",")] if given else device_cpus(usable_cpus(), trial, rank))
     # From the start of the process: the interpreter and our own imports are part of what a job waits for.
