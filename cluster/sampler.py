@@ -8,7 +8,10 @@ import os
 import select
 import sys
 import time
+import traceback
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 from scalestudy.cluster.host_counters import HostCounters
 from scalestudy.cluster.nvml import Gpus, visible_gpus
@@ -20,12 +23,26 @@ def main() -> None:
     """Sample until told to stop."""
     folder, telemetry, epoch_s = Path(sys.argv[1]), Telemetry.model_validate_json(sys.argv[2]), float(sys.argv[3])
     gpus, counters, writer = Gpus(), HostCounters(), SampleWriter(folder / telemetry.file)
+    missing: dict[str, str] = {}
+    sources: dict[str, Callable[[float], Iterable[dict[str, Any]]]] = {
+        "host": lambda at_s: [counters.sample(at_s)],
+        "gpu": gpus.sample,
+    }
     interval_s = 1 / telemetry.rate_hz
     samples = late = 0
     due_s = time.perf_counter()
     while not _told_to_stop(due_s - time.perf_counter()):
         at_s = epoch_s + time.perf_counter()
-        writer.add([counters.sample(at_s), *gpus.sample(at_s)])
+        for name, sample in list(sources.items()):
+            try:
+                rows = list(sample(at_s))
+            # Whatever it is: one source that fails costs itself.
+            except Exception as error:
+                traceback.print_exc()
+                missing[name] = f"{type(error).__name__}: {error}"
+                del sources[name]
+            else:
+                writer.add(rows)
         samples += 1
         due_s += interval_s
         # Held up: what was missed stays missed, rather than be sampled in a row.
@@ -40,7 +57,8 @@ def main() -> None:
         "links": gpus.links,
         "visible": visible_gpus(os.environ.get("CUDA_VISIBLE_DEVICES"), gpus.gpus),
         "interfaces": counters.interfaces,
-        "missing": {**counters.missing, **gpus.missing},
+        "cpus": counters.cpus,
+        "missing": {**counters.missing, **gpus.missing, **missing},
     }
     sys.stdout.write(telemetry.model_copy(update=filled_in).model_dump_json())
 

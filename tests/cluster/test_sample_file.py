@@ -62,3 +62,14 @@ def test_parts_grow_with_what_came_before(tmp_path: Path, monkeypatch: pytest.Mo
 def test_no_samples_is_an_error_that_names_the_file(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"telemetry\.parquet: no samples there"):
         read_samples(tmp_path / "telemetry.parquet")
+
+
+@pytest.mark.parametrize("bad", [2**63, -(2**63) - 1, 2**64 - 1, "N/A", [1]])
+def test_a_value_that_no_column_holds_costs_itself(tmp_path: Path, bad: object) -> None:
+    writer = SampleWriter(tmp_path / "telemetry.parquet")
+    writer.add([row(0), row(1) | {"nvlink_tx_bytes": bad, "net_rx_bytes": [1, 2]}, row(2) | {"nvlink_tx_bytes": 5}])
+    writer.close()
+    samples = read_samples(tmp_path / "telemetry.parquet")
+    assert samples.nvlink_tx_bytes.fillna(-1).tolist() == [-1, -1, 5]
+    assert samples.power_w.tolist() == [0, 2, 4]
+    assert samples.net_rx_bytes.iloc[1].tolist() == [1, 2]
