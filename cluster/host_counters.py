@@ -136,7 +136,7 @@ def _zones(powercap: Path) -> list[Path]:
 
 
 def _name(zone: Path) -> str:
-    return (zone / "name").read_text().strip()
+    return (zone / "name").read_text(encoding="utf-8").strip()
 
 
 def _of_nics(network: Mapping[str, Any], nics: list[str], counter: str) -> list[int | None]:
@@ -158,7 +158,7 @@ def _disk_bytes() -> dict[str, int]:
 
 def _count(path: Path, unit: int = 1) -> int:
     """Return what a file of the kernel's counts, in units; raises ValueError where it says something else."""
-    text = path.read_text().strip()
+    text = path.read_text(encoding="utf-8").strip()
     if not (text.isascii() and text.isdigit() and unit * int(text) <= _MOST):
         raise ValueError(f"{path}: {text!r} is no count")
     return unit * int(text)
@@ -169,7 +169,7 @@ def _cpu_times(path: Path) -> dict[int, tuple[float, float]]:
     # Not psutil's, which leaves out the numbers: of CPUs 0 and 2 the second would pass for CPU 1.
     tick_s = 1 / os.sysconf("SC_CLK_TCK")
     found: dict[int, tuple[float, float]] = {}
-    for line in path.read_text().splitlines():
+    for line in path.read_text(encoding="utf-8").splitlines():
         name, *counts = line.split() or [""]
         if not (name.startswith("cpu") and name[3:].isdigit()):
             continue
@@ -188,7 +188,7 @@ def _numbered(listed: tuple[int, ...], proc_path: Path) -> tuple[int, ...]:
     lxcfs counts what a container has from 0 on, and puts its own file in the place of the kernel's.
     """
     own, first = (_allowed(proc_path / process / "status") for process in ("self", "1"))
-    mounts = (proc_path / "self/mountinfo").read_text().splitlines()
+    mounts = (proc_path / "self/mountinfo").read_text(encoding="utf-8").splitlines()
     replaced = any(line.split()[4:5] == ["/proc/stat"] for line in mounts)
     if set(own) <= set(listed) and (not replaced or listed != tuple(range(len(listed)))):
         return listed
@@ -203,7 +203,7 @@ def _numbered(listed: tuple[int, ...], proc_path: Path) -> tuple[int, ...]:
 def _allowed(status: Path) -> tuple[int, ...]:
     """Return the CPUs that a process may run on, such as 0, 1, 2 and 8 of `0-2,8`; none where it is not told."""
     try:
-        lines = dict(line.split(":", 1) for line in status.read_text().splitlines() if ":" in line)
+        lines = dict(line.split(":", 1) for line in status.read_text(encoding="utf-8").splitlines() if ":" in line)
     except OSError:
         return ()
     ranges = [part.partition("-") for part in lines.get("Cpus_allowed_list", "").strip().split(",") if part.strip()]
