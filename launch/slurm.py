@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from scalestudy.cluster.host import Topology
-from scalestudy.cluster.slurm_step import ADDRESSES, tasks_per_node
+from scalestudy.cluster.slurm_step import ADDRESSES
 from scalestudy.launch import slurm_ask
 from scalestudy.launch.children import kill_group, wait_for
 from scalestudy.launch.errors import InputError
@@ -56,7 +56,7 @@ class SlurmLauncher:
     def capacity(self) -> Topology:
         return Topology(
             nodes=len(self._usable()),
-            cpus_per_node=min(tasks_per_node(self._environ["SLURM_JOB_CPUS_PER_NODE"])),
+            cpus_per_node=slurm_ask.fewest_cpus(self._environ),
             gpus_per_node=int(self._environ.get("SLURM_GPUS_ON_NODE") or 0),
         )
 
@@ -131,9 +131,13 @@ class SlurmLauncher:
 
     def _usable(self) -> list[str]:
         """Return the allocation's nodes that steps can be started on, in Slurm's order."""
-        # While Slurm's controller is away the last answer stands.
-        with suppress(SlurmError):
+        try:
             found = slurm_ask.nodes(names=slurm_ask.job(self._job_id).nodes)
+        except SlurmError:
+            # While Slurm's controller is away the last answer stands.
+            if not self._addresses:
+                raise
+        else:
             self._names = [node.name for node in found if node.up]
             self._addresses |= {node.name: node.address for node in found}
         return [name for name in self._names if name not in self._lost]
@@ -141,8 +145,7 @@ class SlurmLauncher:
     def _free_ports(self, names: Sequence[str], count: int) -> list[list[int]]:
         """Return so many ports for every node that were free there just now."""
         said = self._on_every(names, [sys.executable, "-m", "scalestudy.cluster.ports", str(count)])
-        by_task = dict(line.split(": ", 1) for line in said.splitlines())
-        return [[int(port) for port in by_task[str(task)].split()] for task in range(len(names))]
+        return slurm_ask.numbers_by_task(said, len(names))
 
     def _lost_among(self, names: Sequence[str]) -> tuple[str, ...]:
         """Return the nodes that Slurm has given up, or on which nothing can be started, and use them no more."""
