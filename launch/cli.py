@@ -86,7 +86,7 @@ def run(
     if dry_run:
         _list_trials(console, trials, folder)
         return
-    folder.create(study.name)
+    _create(console, folder, study.name)
     share = f"nodes-{nodes or 'any'}-repeat-{repeat or 'any'}" if nodes or repeat else None
     with folder.locked(share), _stoppable(console, "run", study_file, trials, folder, chosen) as left_at_first:
         waiting = _run_pending(console, origin, trials, folder, chosen, study.adaptive)
@@ -142,7 +142,7 @@ def collectives(
         check_capacity(trials, study_file, chosen.name, topology)
     console = Console()
     folder = _folder(out, study)
-    folder.create(study.name)
+    _create(console, folder, study.name)
     sweeps = folder.collectives()
     with folder.locked(), _stoppable(console, "collectives", study_file, trials, sweeps, chosen):
         _run_pending(console, Origin.of(study.name, study_file.read_text(), study.costs), trials, sweeps, chosen, None)
@@ -315,6 +315,13 @@ def _folder(out: Path | None, study: "Study") -> "StudyFolder":
     return StudyFolder(out.expanduser() if out else Path("results") / study.name)
 
 
+def _create(console: "Console", folder: "StudyFolder", study_name: str) -> None:
+    """Make a study's folder, and say once what its file system cannot do."""
+    folder.create(study_name)
+    if unsafe := folder.unsafe():
+        console.print(unsafe, soft_wrap=True, highlight=False, markup=False)
+
+
 def _print_fits(console: "Console", fits: "DataFrame") -> None:
     from rich.table import Table
 
@@ -422,7 +429,7 @@ def _submit_to_slurm(
     if dry_run:
         console.print(slurm_jobs.described(plan, folder.path.resolve()))
         return
-    folder.create(study.name)
+    _create(console, folder, study.name)
     made, alive = slurm_jobs.submit(plan, folder, os.environ)
     for job in alive:
         console.print(f"job {job.id} ({_job_content(job.nodes)}) is still there")
@@ -450,7 +457,7 @@ def _submit_to_ray(
     if dry_run:
         console.print(json.dumps(ray_jobs.job(study, study_file, folder), indent=2))
         return
-    folder.create(study.name)
+    _create(console, folder, study.name)
     made, new = ray_jobs.submit(study, study_file, folder, address)
     console.print(f"job {made.id} {'submitted' if new else 'is still there'}: {study.name}, records in {made.results}")
     if no_wait:

@@ -12,7 +12,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from scalestudy.launch.errors import InputError
-from scalestudy.trainers.files import COLLECTIVES, RECORD_NAME, UNFINISHED, read_record, record_paths, write_atomically
+from scalestudy.trainers.files import COLLECTIVES, RECORD_NAME, UNFINISHED, read_record, record_paths, refused_flush, write_atomically
 from scalestudy.trainers.record import RankReport, Record
 from scalestudy.trainers.trial import Trial
 
@@ -51,6 +51,14 @@ class StudyFolder:
             raise InputError(f"{self.path}: --out: cannot be written: {error.strerror}; name another folder") from None
         except json.JSONDecodeError as error:
             raise InputError(f"{marker}: is damaged ({error}); name another folder with --out") from None
+
+    def unsafe(self) -> str | None:
+        """Return what a power cut may cost in a folder whose file system flushes nothing to the disk, or None."""
+        refused = refused_flush(self.path / _MARKER)
+        return refused and (
+            f"{self.path}: its file system does not flush to the disk ({refused}): "
+            "a power cut may cost the last trials, and nothing else"
+        )
 
     @contextmanager
     def locked(self, share: str | None = None) -> Iterator[None]:
