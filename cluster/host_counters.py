@@ -74,7 +74,9 @@ class HostCounters:
 
     def _numbers(self) -> tuple[int, ...]:
         """Return which CPUs the lines of /proc/stat are."""
-        found: tuple[int, ...] | None = self._ask(["host cpu numbers"], lambda: _numbered(self._listed, self._proc_path))
+        found: tuple[int, ...] | None = self._ask(
+            ["host cpu numbers"], lambda: _numbered(self._listed, self._proc_path)
+        )
         return found or ()
 
     def _energy_j(self) -> float | None:

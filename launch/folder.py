@@ -12,7 +12,15 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from scalestudy.launch.errors import InputError
-from scalestudy.trainers.files import COLLECTIVES, RECORD_NAME, UNFINISHED, read_record, record_paths, refused_flush, write_atomically
+from scalestudy.trainers.files import (
+    COLLECTIVES,
+    RECORD_NAME,
+    UNFINISHED,
+    read_record,
+    record_paths,
+    refused_flush,
+    write_atomically,
+)
 from scalestudy.trainers.record import RankReport, Record
 from scalestudy.trainers.trial import Trial
 

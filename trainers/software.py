@@ -24,8 +24,8 @@ _GOVERNING = (
     *("CCL_", "FI_", "GLOO_", "GRPC_", "IBV_", "I_MPI_", "MLX4_", "MLX5_", "MPICH_", "NCCL_", "NVSHMEM_", "OFI_NCCL_"),
     *("OMPI_MCA_", "PSM2_", "PSM3_", "RCCL_", "RDMAV_", "SHARP_", "UCC_", "UCX_"),
     # Memory, the dynamic linker and the interpreter; torch's two on Arm.
-    *("GLIBC_TUNABLES", "HWLOC_", "JEMALLOC_", "LD_", "LRU_CACHE_CAPACITY", "MALLOC_", "MIMALLOC_", "PYTHON", "TCMALLOC_"),
-    "THP_MEM_ALLOC_ENABLE",
+    *("GLIBC_TUNABLES", "HWLOC_", "JEMALLOC_", "LD_", "MALLOC_", "MIMALLOC_", "PYTHON", "TCMALLOC_"),
+    *("LRU_CACHE_CAPACITY", "THP_MEM_ALLOC_ENABLE"),
     # Decoding of images.
     *("JSIMD_", "PILLOW_"),
 )
@@ -74,9 +74,7 @@ def capture(trainer: Trainer, environ: Mapping[str, str]) -> Software:
         versions={"scalestudy": version("scalestudy"), "numpy": version("numpy"), **trainer.versions()},
         settings=trainer.settings(),
         cpus=tuple(usable_cpus()),
-        variables={
-            name: _USER_OF_URL.sub("//…@", value) for name, value in sorted(environ.items()) if _governs(name)
-        },
+        variables={name: _USER_OF_URL.sub("//…@", value) for name, value in sorted(environ.items()) if _governs(name)},
     )
 
 

@@ -5,8 +5,10 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from typing import Any
 
-# Read by Keras once, when it is imported.
-os.environ["KERAS_BACKEND"] = "tensorflow"
+from scalestudy.trainers.trainer import KERAS_VARIABLES
+
+# Before Keras is imported, also where nobody has asked for a trainer.
+os.environ.update(KERAS_VARIABLES)
 
 import keras
 import numpy as np
@@ -40,6 +42,9 @@ class TfTrainer:
     def __init__(self, trial: Trial, devices: int) -> None:
         self._trial = trial
         keras.utils.set_random_seed(trial.seed)
+        # Where another has imported Keras before, a keras.json may be in force.
+        keras.config.set_floatx("float32")
+        keras.config.set_image_data_format("channels_last")
         keras.config.set_dtype_policy(_POLICIES[trial.precision])
         # All of this is read before the first device is used.
         tf.config.threading.set_intra_op_parallelism_threads(trial.threads_per_device * devices)

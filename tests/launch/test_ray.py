@@ -105,7 +105,8 @@ def test_a_log_without_results_is_quoted(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("resources", "found"),
-    [({"CPU": 8.0, "GPU": 2.0}, (8, 2)), ({"CPU": 0.5}, None), ({"GPU": 1.0}, None), ({"CPU": None}, None), (None, None)],
+    [({"CPU": 8.0, "GPU": 2.0}, (8, 2)), ({"CPU": 0.5}, None), ({"GPU": 1.0}, None), ({"CPU": None}, None)]
+    + [(None, None)],
 )
 def test_nodes_are_those_that_take_work(resources: dict[str, float] | None, found: tuple[int, int] | None) -> None:
     nodes = [{"NodeID": "a", "Alive": True, "Resources": resources}, {"NodeID": "b", "Alive": False, "Resources": {}}]
