@@ -21,10 +21,11 @@ from scalestudy.trainers.trainer import series_name
 
 @dataclass(frozen=True, kw_only=True)
 class Written:
-    """Where the report is, and which records could not be read."""
+    """Where the report is, which records could not be read, and what of the images is left out, a sentence a folder."""
 
     html: Path
     damaged: list[Path]
+    left_out: list[str]
 
 
 def write_report(out: Path, prices: Mapping[str, float] | None = None) -> Written:
@@ -70,14 +71,14 @@ def write_report(out: Path, prices: Mapping[str, float] | None = None) -> Writte
             points,
             damaged,
             answers=said,
-            unlike=unlike,
+            unlike=[*unlike, *(f"{sentence}." for sentence in facts.left_out)],
             notices=notices,
             sizes=_sizes(points, fitted),
             swept=collectives.fits(swept).to_dict("records"),
             figures=drawn,
         )
     )
-    return Written(html=html, damaged=damaged)
+    return Written(html=html, damaged=damaged, left_out=[*facts.left_out])
 
 
 def read_study(out: Path) -> tuple["Facts", Frames, list[Path]]:
@@ -108,6 +109,7 @@ class Facts:
         self.first: str = ""
         self.last: str = ""
         self.costs = Costs()
+        self.left_out: dict[str, None] = {}
 
     def seen(self, record: Record) -> Record:
         """Note a record and hand it on."""
@@ -127,6 +129,8 @@ class Facts:
             if host.nvidia_driver:
                 self._note("NVIDIA driver", host.nvidia_driver)
         for report in record.reports:
+            if report.left_out:
+                self.left_out[report.left_out] = None
             if telemetry := report.telemetry:
                 self._note("telemetry", f"{telemetry.rate_hz:g} samples a second")
                 for link in telemetry.links:

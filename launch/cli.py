@@ -496,6 +496,8 @@ def _write_report(console: "Console", folder: "StudyFolder", prices: Mapping[str
         raise InputError(str(error)) from None
     for damaged in written.damaged:
         console.print(f"{damaged}: is damaged and left out; run the study again to measure it anew", soft_wrap=True)
+    for sentence in written.left_out:
+        console.print(sentence, soft_wrap=True, highlight=False, markup=False)
     console.print(f"report: {written.html}", soft_wrap=True, highlight=False)
 
 

@@ -101,6 +101,8 @@ class RankReport(Frozen):
     test_accuracy: float | None = None
     # Of an epoch; null where the data are synthetic and never end.
     training_images: int | None = None
+    # Of the folder of images, in words; null where nothing is, and on ranks but the first.
+    left_out: str | None = None
     memory: Memory | None = None
     parameter_count: int | None = None
     parameter_checksums: tuple[str, ...] = ()

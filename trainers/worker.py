@@ -24,7 +24,7 @@ from scalestudy.cluster.rank import Rank
 from scalestudy.cluster.slurm_step import ADDRESSES, step_environ
 from scalestudy.cluster.telemetry import Sampling
 from scalestudy.trainers.collectives import sweep
-from scalestudy.trainers.data import first_unreadable, list_images, training_images
+from scalestudy.trainers.data import epoch_of, first_unreadable, list_images
 from scalestudy.trainers.files import write_atomically
 from scalestudy.trainers.measure import Measured, measure, measure_causes
 from scalestudy.trainers.record import RankError, RankReport
@@ -159,7 +159,7 @@ def _run(trial: Trial, rank: Rank, folder: Path, phases: _Phases, found: dict[st
     with phases.timed("test"):
         found["test_accuracy"] = trainer.test_accuracy()
     if rank.rank == 0:
-        found["training_images"] = training_images(trial.data)
+        found["training_images"], found["left_out"] = epoch_of(trial.data)
     trainer.close()
 
 
