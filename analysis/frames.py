@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from scalestudy.analysis import devices
+from scalestudy.analysis.losses import curve, unlearned
 from scalestudy.analysis.steadiness import steadiness
 from scalestudy.trainers.files import RECORD_NAME, read_record, record_paths
 from scalestudy.trainers.options import changes
@@ -110,6 +111,8 @@ def frames(records: Iterable[Record], trials_path: Path) -> Frames:
         row["told_devices"] = sum(report.replicas for report in record.reports)
         row |= _settings(record)
         row |= steadiness(seconds.max(axis=0) / steps)
+        if (flat := unlearned(curve(record.reports), record.trial.data)) is not None:
+            row["flat_loss_first"], row["flat_loss_late"] = flat
         ranks += ((row["trial"], *rank) for rank in rank_steps(record.reports))
         row["training_images"] = record.reports[0].training_images
         phases += [(row["trial"], phase, phase_s[phase]) for phase in PHASES if phase in phase_s]
@@ -332,4 +335,6 @@ _TRIAL_COLUMNS = [
     "changed_at",
     "changed_by",
     "apart",
+    "flat_loss_first",
+    "flat_loss_late",
 ]
