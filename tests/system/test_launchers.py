@@ -34,11 +34,12 @@ MEASURED = {
     "losses",
     "test_accuracy",
     "memory",
+    "warm_up_memory",
     "parameter_checksums",
     "samples",
     "late",
 }
-PLACED = {"launcher", "scheduler", "host", "cpus", "file"}
+PLACED = {"launcher", "scheduler", "host", "cpus", "placement", "file"}
 
 
 def left(value: Any) -> Any:
