@@ -245,7 +245,8 @@ def step_options(
     if alone:
         # The step has all CPUs of its nodes, of which every rank takes its own (cluster/processors.py): Slurm would
         # choose others at another world size. --cpus-per-task would imply --exact, and leave only so many to choose of.
-        cpus = ["--cpu-bind=none"]
+        # Slurm 22.05 never frees the CPUs of a step that a failed node took with it: the next must not wait for them.
+        cpus = ["--cpu-bind=none", "--overlap"]
     else:
         # Which CPUs are ours only Slurm knows.
         cpus = [f"--cpus-per-task={trial.threads_per_device * devices}", "--cpu-bind=cores"]
