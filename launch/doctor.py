@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
 
-from scalestudy.cluster.cuda_devices import offer, visible_gpus
+from scalestudy.cluster.cuda_devices import offer
 from scalestudy.cluster.host import this_host, usable_cpus
 from scalestudy.cluster.host_counters import HostCounters
 from scalestudy.cluster.nvml import inventory
@@ -55,9 +55,8 @@ class Finding:
 def findings(programs: Mapping[str, Program]) -> list[Finding]:
     """Look at this machine; each trainer's framework is imported by its own interpreter, or else by this one."""
     host = this_host()
-    gpus = inventory()
     listed = os.environ.get("CUDA_VISIBLE_DEVICES")
-    visible = len(visible_gpus(listed, gpus.gpus, gpus.driver))
+    usable = offer(listed, inventory()).gpus
     found = [
         Finding(
             group="machine",
@@ -70,7 +69,7 @@ def findings(programs: Mapping[str, Program]) -> list[Finding]:
         _cpu_energy(),
     ]
     with ThreadPoolExecutor(len(usable_cpus())) as pool:
-        found += pool.map(lambda name: _trainer(name, programs.get(name, sys.executable), visible), TRAINERS)
+        found += pool.map(lambda name: _trainer(name, programs.get(name, sys.executable), usable), TRAINERS)
     found.append(Finding(group="launcher", subject="local", ready=True, detail="ranks as processes of this host"))
     found += [_slurm(), _ray()]
     return found

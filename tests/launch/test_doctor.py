@@ -82,13 +82,13 @@ def test_without_a_gpu_nothing_is_amiss() -> None:
 
 @pytest.mark.slow
 def test_the_doctor_asks_each_interpreter_what_it_sees(nvml_standin: Path) -> None:
-    """Eight GPUs that only NVML knows of: no framework here can see one, and each must say why."""
-    environ = {**os.environ, "LD_LIBRARY_PATH": str(nvml_standin), "COLUMNS": "400"}
+    """Eight GPUs, one in MIG mode, that only NVML knows of: no framework here can see one, and each must say why."""
+    environ = {**os.environ, "LD_LIBRARY_PATH": str(nvml_standin), "COLUMNS": "500"}
     told = subprocess.run([SCALESTUDY, "doctor"], capture_output=True, text=True, env=environ, check=True).stdout
     lines = {words[2]: line for line in told.splitlines() if len(words := line.split()) > 2}
     assert {"CPU", "GPU", "local", "slurm", "ray", *TRAINERS} <= lines.keys()
     for name in ("torch-ddp", "tf-mirrored", "tf-multiworker"):
         assert lines[name].startswith("no")
-        assert "sees 0 of 8 GPUs: t" in lines[name]
+        assert "sees 0 of 7 GPUs: t" in lines[name]
         # Which of the two it is depends on the builds that are installed.
         assert "is built without CUDA" in lines[name] or "the driver's libcuda.so.1 is not found" in lines[name]
