@@ -31,7 +31,9 @@ def sweep(trainer: Trainer, plan: Sweep, world_size: int) -> tuple[Collective, .
 
 def pattern(rank: int, count: int) -> NDArray[np.float32]:
     """Return a rank's message: whole numbers, another at every place and rank."""
-    return ((np.arange(count) + rank) % _PATTERN).astype(np.float32)
+    period = ((np.arange(_PATTERN) + rank) % _PATTERN).astype(np.float32)
+    # Whole numbers of the message's length would take six times its memory, and a message may be a gigabyte.
+    return np.tile(period, -(-count // _PATTERN))[:count]
 
 
 def _timed(trainer: Trainer, plan: Sweep, size_bytes: int, world_size: int) -> Collective:

@@ -1,5 +1,6 @@
 """The sweep: which sizes and windows it takes, and that a wrong sum is told."""
 
+import tracemalloc
 from collections.abc import Callable
 
 import numpy as np
@@ -59,3 +60,16 @@ def test_messages_differ_by_rank_and_place_and_sum_exactly() -> None:
     first, second = pattern(0, 1000), pattern(1, 1000)
     assert (first != second).all()
     assert (np.sum([pattern(rank, 1000) for rank in range(512)], axis=0, dtype=np.float64) < 2**24).all()
+
+
+def test_a_message_takes_little_more_memory_than_it_has_bytes() -> None:
+    count = 1_000_000
+    tracemalloc.start()
+    try:
+        message = pattern(1, count)
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert message.nbytes == 4 * count
+    assert peak_bytes < 1.1 * message.nbytes
+    assert (message == (np.arange(count) + 1) % 251).all()
