@@ -170,6 +170,10 @@ GpuStreamHandle AsGpuStreamValue(Stream* stream) {\
   return static_cast<GpuStreamHandle>(stream->platform_specific_handle().stream);\
 }\
 }' "$source/horovod/tensorflow/mpi_ops.cc"
+    # TensorFlow exports the functions of its CUDA's runtime. Horovod's kernels need those of their compiler's, so these
+    # are linked first.
+    sed -i '0,/APPEND TF_LINKER_LIBS horovod_cuda_kernels/s//PREPEND TF_LINKER_LIBS horovod_cuda_kernels CUDA::cudart_static/' \
+        "$source/horovod/tensorflow/CMakeLists.txt"
     # What the framework has not loaded by itself is found where it was linked, NCCL's package beside Horovod's.
     # shellcheck disable=SC2016  # $ENV is CMake's
     sed -i '/^project(horovod CXX)/a set(CMAKE_BUILD_WITH_INSTALL_RPATH ON)\
