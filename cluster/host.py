@@ -6,7 +6,7 @@ import platform
 import resource
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -126,7 +126,7 @@ def local_topology(environ: Mapping[str, str] = os.environ) -> Topology:
     )
 
 
-def pin(cpus: list[int]) -> None:
+def pin(cpus: Iterable[int]) -> None:
     """Keep this process, and the threads it will start, on the given CPUs."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, cpus)

@@ -36,6 +36,18 @@ def step_rank(environ: Mapping[str, str]) -> Rank:
     )
 
 
+def mask_sharers(environ: Mapping[str, str], local_rank: int) -> list[int] | None:
+    """Return the local ranks that Slurm bound to the same CPUs as this one, in order; None where it bound none.
+
+    Only of a step of ours: in any other these variables are about another process.
+    """
+    if ADDRESSES not in environ or not environ.get("SLURM_CPU_BIND_TYPE", "").startswith("mask_cpu"):
+        return None
+    # One mask a task of this node.
+    masks = [int(mask, 16) for mask in environ["SLURM_CPU_BIND_LIST"].split(",")]
+    return [rank for rank, mask in enumerate(masks) if mask == masks[local_rank]]
+
+
 def tasks_per_node(text: str) -> list[int]:
     """Return the tasks of every node from Slurm's short form: `2(x3),1` is 2, 2, 2, 1. Raises ValueError."""
     counts: list[int] = []

@@ -6,6 +6,7 @@ from pathlib import Path
 from scalestudy.cluster.host import pin, usable_cpus
 from scalestudy.cluster.processors import Processor, gpu_node, own_cpus, processors
 from scalestudy.cluster.rank import Rank
+from scalestudy.cluster.slurm_step import mask_sharers
 from scalestudy.trainers.record import Placement
 from scalestudy.trainers.trial import Trial
 
@@ -19,7 +20,13 @@ def take_place(trial: Trial, rank: Rank, environ: Mapping[str, str]) -> Placemen
     gpus = gpu_nodes(trial, environ.get("CUDA_VISIBLE_DEVICES"))
     given = environ.get(GIVEN)
     usable = processors(usable_cpus())
-    pin([int(cpu) for cpu in given.split(",")] if given else list(rank_cpus(trial, rank, usable, gpus)))
+    sharers = mask_sharers(environ, rank.local_rank)
+    if given:
+        pin([int(cpu) for cpu in given.split(",")])
+    elif sharers:
+        pin(bound_cpus(trial, rank, usable, sharers))
+    else:
+        pin(rank_cpus(trial, rank, usable, gpus))
     own = processors(usable_cpus())
     return Placement(
         cpus=tuple(sorted(processor.cpu for processor in own)),
@@ -46,6 +53,24 @@ def rank_cpus(
         threads=trial.threads_per_device,
         hyper_threads=trial.hyper_threads if hyper_threads is None else hyper_threads,
         near=gpus,
+    )
+
+
+def bound_cpus(trial: Trial, rank: Rank, usable: Sequence[Processor], sharers: Sequence[int]) -> tuple[int, ...]:
+    """Return the CPUs of a rank that a scheduler bound to `usable`, which the local ranks `sharers` have in common.
+
+    They are cut for as many ranks as fit there, not for those of this trial: the same at every world size.
+    """
+    count = len(_devices(trial, rank))
+    first = sharers.index(rank.local_rank) * count
+    return own_cpus(
+        usable,
+        devices=range(first, first + count),
+        local_devices=len(sharers) * count,
+        devices_per_node=max(1, len(usable) // trial.threads_per_device),
+        threads=trial.threads_per_device,
+        # The scheduler counted hardware threads.
+        hyper_threads=True,
     )
 
 

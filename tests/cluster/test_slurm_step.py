@@ -4,7 +4,7 @@ import pytest
 
 from scalestudy.cluster.host import interface_of
 from scalestudy.cluster.rank import Rank
-from scalestudy.cluster.slurm_step import step_environ, step_rank, tasks_per_node
+from scalestudy.cluster.slurm_step import mask_sharers, step_environ, step_rank, tasks_per_node
 
 # As Slurm 22.05 gives it to the last of three tasks, two on the first node and one on the second.
 TASK = {
@@ -52,3 +52,20 @@ def test_slurms_short_form_of_counts_is_read(text: str, counts: list[int]) -> No
 def test_what_is_no_list_of_counts_is_named(text: str) -> None:
     with pytest.raises(ValueError, match="SLURM_STEP_TASKS_PER_NODE="):
         tasks_per_node(text)
+
+
+def test_ranks_that_slurm_bound_to_the_same_cpus_are_known() -> None:
+    bound = {**TASK, "SLURM_CPU_BIND_TYPE": "mask_cpu:", "SLURM_CPU_BIND_LIST": "0x00000011,0x00000022,0x00000011"}
+    assert mask_sharers(bound, 0) == mask_sharers(bound, 2) == [0, 2]
+    assert mask_sharers(bound, 1) == [1]
+
+
+@pytest.mark.parametrize("kind", ["none", "cores", ""])
+def test_a_task_that_slurm_binds_to_nothing_has_no_mask(kind: str) -> None:
+    assert mask_sharers({**TASK, "SLURM_CPU_BIND_TYPE": kind}, 0) is None
+    assert mask_sharers(TASK, 0) is None
+
+
+def test_the_mask_of_a_step_that_is_not_ours_says_nothing_of_a_rank() -> None:
+    step = {"SLURM_CPU_BIND_TYPE": "mask_cpu:", "SLURM_CPU_BIND_LIST": "0x3"}
+    assert mask_sharers(step, 0) is None

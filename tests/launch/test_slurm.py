@@ -38,17 +38,17 @@ def test_of_mig_instances_a_trial_can_use_one(given: int, visible: str, gpus: in
         (
             {"world_size": 4, "devices_per_node": 2},
             4,
-            "--nodes=2 --nodelist=a,b --ntasks=4 --distribution=plane=2 --cpu-bind=none --gres=none",
+            "--nodes=2 --nodelist=a,b --ntasks=4 --distribution=plane=2 --cpu-bind=none --overlap --gres=none",
         ),
         (
             {"world_size": 3, "devices_per_node": 2, "device": "gpu", "threads_per_device": 6},
             3,
-            "--nodes=2 --nodelist=a,b --ntasks=3 --distribution=plane=2 --cpu-bind=none --gres=gpu:2",
+            "--nodes=2 --nodelist=a,b --ntasks=3 --distribution=plane=2 --cpu-bind=none --overlap --gres=gpu:2",
         ),
         (
             {"world_size": 1, "devices_per_node": 8, "device": "gpu"},
             1,
-            "--nodes=1 --nodelist=a --ntasks=1 --distribution=plane=1 --cpu-bind=none --gres=gpu:1",
+            "--nodes=1 --nodelist=a --ntasks=1 --distribution=plane=1 --cpu-bind=none --overlap --gres=gpu:1",
         ),
         (
             # One task drives all devices of its node.
@@ -60,7 +60,7 @@ def test_of_mig_instances_a_trial_can_use_one(given: int, visible: str, gpus: in
                 "threads_per_device": 6,
             },
             1,
-            "--nodes=1 --nodelist=a --ntasks=1 --distribution=plane=1 --cpu-bind=none --gres=gpu:4",
+            "--nodes=1 --nodelist=a --ntasks=1 --distribution=plane=1 --cpu-bind=none --overlap --gres=gpu:4",
         ),
     ],
 )

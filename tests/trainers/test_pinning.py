@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from scalestudy.cluster.host import usable_cpus
+from scalestudy.cluster.processors import Processor
 from scalestudy.launch.local import local_ranks
+from scalestudy.trainers.pinning import bound_cpus
 from scalestudy.trainers.record import Placement, RankReport
 from scalestudy.trainers.trial import Trial
 
@@ -93,3 +95,29 @@ def test_a_rank_says_where_it_was_put(make_trial: Callable[..., Trial]) -> None:
 def test_a_report_of_before_there_were_placements_is_read() -> None:
     [rank] = local_ranks(1)
     assert RankReport.model_validate({"rank": rank.model_dump()}).placement is None
+
+
+def core(number: int) -> list[Processor]:
+    """Return both hardware threads of a core of a host with four."""
+    return [Processor(node=0, package=0, core_id=number, core=number, cpu=cpu) for cpu in (number, number + 4)]
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_a_rank_that_slurm_bound_to_a_core_computes_alike_at_every_world_size(
+    make_trial: Callable[..., Trial], world_size: int
+) -> None:
+    trial = make_trial(world_size=world_size, devices_per_node=4)
+    found = [bound_cpus(trial, rank, core(rank.rank), [rank.local_rank]) for rank in local_ranks(world_size)]
+    assert found == [(0,), (1,), (2,), (3,)][:world_size]
+
+
+def test_ranks_that_slurm_bound_to_one_core_take_a_thread_each(make_trial: Callable[..., Trial]) -> None:
+    trial = make_trial(world_size=2, devices_per_node=4)
+    assert [bound_cpus(trial, rank, core(0), [0, 1]) for rank in local_ranks(2)] == [(0,), (4,)]
+
+
+def test_a_rank_keeps_the_whole_core_that_two_threads_ask_for(make_trial: Callable[..., Trial]) -> None:
+    for world_size in (1, 4):
+        trial = make_trial(world_size=world_size, devices_per_node=4, threads_per_device=2)
+        found = [bound_cpus(trial, rank, core(rank.rank), [rank.local_rank]) for rank in local_ranks(world_size)]
+        assert found == [(0, 4), (1, 5), (2, 6), (3, 7)][:world_size]
