@@ -25,7 +25,7 @@ fast: environment
 
 # With the lowest versions that pyproject.toml allows. Warnings are no errors there: old packages warn of what is new.
 lowest: build/lowest/.ready
-	build/lowest/bin/pytest -m "not slow" -o filterwarnings=default
+	build/lowest/bin/pytest -m "not slow" -o filterwarnings=default --disable-warnings
 
 build/lowest/.ready: pyproject.toml constraints-lowest.txt
 	$(PYTHON) -m venv build/lowest
