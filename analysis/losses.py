@@ -121,7 +121,7 @@ def _by_chance(count: int) -> float:
 
 
 def _apart(before: Values, after: Values) -> bool:
-    """Return whether all losses after lie above all before, by more than those spread: order alone shows no such gap."""
+    """Return whether all losses after lie above all before, by more than those spread: order sees no such gap."""
     return bool(after.min() - before.max() > np.ptp(before))
 
 

@@ -363,7 +363,7 @@ _NOTICES = {
     "ranks": "left reports of some devices alone",
     "changed": "changed in step time while timed",
     "windows apart": "had windows far from the others",
-    "unlearned": "learned nothing that shows, as from images of noise or in too few steps; the speed counts all the same",
+    "unlearned": "learned nothing that shows, as from images of noise or in too few steps; their speed counts",
     "repeat apart": "came out far from the other repeats of the point",
 }
 

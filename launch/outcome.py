@@ -71,8 +71,8 @@ def _diverged(trial: Trial, reports: Sequence[RankReport]) -> Ending | None:
                 return Ending("diverged", f"rank {report.rank.rank}: the loss is not finite in step {step}")
     # Of data that cannot be learned the loss does not fall; the report says so, and the measurement stands.
     if (change := rise(curve(reports), trial.data)) is not None:
+        step, before, after = change
         return Ending(
-            "diverged",
-            f"the loss rose beyond its noise: {change.before:.4g} up to step {change.step}, {change.after:.4g} after it",
+            "diverged", f"the loss rose beyond its noise: {before:.4g} up to step {step}, {after:.4g} after it"
         )
     return None

@@ -40,4 +40,3 @@ def test_every_lower_bound_is_what_is_run(line: str) -> None:
 
 def test_both_builds_of_tensorflow_have_one_lower_bound() -> None:
     assert [*map(lower_bound, EXTRAS["tensorflow"])] == [*map(lower_bound, EXTRAS["tensorflow-cpu"])]
-

@@ -17,6 +17,8 @@ from scalestudy.trainers.trial import Data
 
 Images = NDArray[np.float32]
 Labels = NDArray[np.int64]
+# The folders that a file is in, by device and inode.
+Above = tuple[tuple[int, int], ...]
 
 # What every framework decodes. Pillow alone reads .ppm, .pgm, .tif and .tiff, and TensorFlow .webp only of late.
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif")
@@ -96,9 +98,7 @@ def list_images(folder: Path) -> ImageFiles:
     """
     names = class_names(folder)
     refused: Counter[str] = Counter()
-    found = [
-        (path, label) for label, name in enumerate(names) for path in image_paths(os.path.join(folder, name), refused)
-    ]
+    found = [(path, label) for label, name in enumerate(names) for path in image_paths(folder / name, refused)]
     if not found:
         raise ValueError(f"{folder}: no {'/'.join(IMAGE_SUFFIXES)} file in its class folders {', '.join(names)}")
     others = sorted(entry.name for entry in _entries(folder) if entry.is_dir() and entry.name not in names)
@@ -118,30 +118,27 @@ def class_names(folder: Path) -> tuple[str, ...]:
     offered = [entry for entry in folders if not _hidden(entry.name)]
     if not offered:
         raise ValueError(f"{folder}: no folder with one sub-folder a class of {'/'.join(IMAGE_SUFFIXES)} files")
-    names = tuple(entry.name for entry in offered if next(image_paths(entry.path, Counter()), None) is not None)
+    names = tuple(entry.name for entry in offered if _holds_image(Path(entry.path)))
     if not names:
         listed = ", ".join(entry.name for entry in offered)
         raise ValueError(f"{folder}: no {'/'.join(IMAGE_SUFFIXES)} file in its class folders {listed}")
-    if all(name.lower() in _SPLITS for name in names) and not any(map(_holds_images, offered)):
+    if all(name.lower() in _SPLITS and not _holds_image(folder / name, deep=False) for name in names):
         raise ValueError(
             f"{folder}: {', '.join(names)} are parts of a data set and no classes; name one of them: images:{names[0]}"
         )
     return names
 
 
-def image_paths(folder: str, refused: Counter[str], above: tuple[tuple[int, int], ...] = ()) -> Iterator[str]:
+def image_paths(folder: Path, refused: Counter[str], above: Above = ()) -> Iterator[str]:
     """Yield the images of a class' folder and of those in it, by name; `refused` counts what else is there, by kind."""
-    status = os.stat(folder)
-    here = (status.st_dev, status.st_ino)
-    if here in above:
-        # A link to a folder that it is in.
+    if (inside := _inside(folder, above)) is None:
         return
     for entry in _entries(folder):
         if entry.is_dir():
             if _hidden(entry.name):
-                refused["folder " + entry.name] += 1
+                refused[f"folder {entry.name}"] += 1
             else:
-                yield from image_paths(entry.path, refused, (*above, here))
+                yield from image_paths(Path(entry.path), refused, inside)
         elif why := _refused(entry):
             refused[why] += 1
         else:
@@ -183,7 +180,7 @@ def epoch_batches(
     return by_rank.reshape(-1, per_device_batch)
 
 
-def _entries(folder: str | Path) -> list[os.DirEntry[str]]:
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
     with os.scandir(folder) as entries:
         return sorted(entries, key=lambda entry: entry.name)
 
@@ -192,26 +189,44 @@ def _hidden(name: str) -> bool:
     return name.startswith(".") or name in _NO_CLASSES
 
 
-def _holds_images(folder: os.DirEntry[str]) -> bool:
-    return any(not entry.is_dir() and _refused(entry) is None for entry in _entries(folder.path))
+def _inside(folder: Path, above: Above) -> Above | None:
+    """Return the folders that what lies in a folder is in, None behind a link to one of them."""
+    status = folder.stat()
+    here = (status.st_dev, status.st_ino)
+    return None if here in above else (*above, here)
+
+
+def _holds_image(folder: Path, above: Above = (), *, deep: bool = True) -> bool:
+    """Return whether there is any image in a folder, without reading all of it."""
+    if (inside := _inside(folder, above)) is None:
+        return False
+    below = []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir():
+                below.append(entry)
+            elif _refused(entry) is None:
+                return True
+    return deep and any(_holds_image(Path(entry.path), inside) for entry in below if not _hidden(entry.name))
 
 
 def _refused(entry: os.DirEntry[str]) -> str | None:
     """Return of what kind a file is that is no image for us, None for an image."""
-    suffix = os.path.splitext(entry.name)[1].lower()
+    stem, dot, ending = entry.name.rpartition(".")
+    suffix = (dot + ending).lower() if stem else ""
     if entry.name.startswith("."):
         return "hidden"
     if suffix not in IMAGE_SUFFIXES:
         return suffix or "without a suffix"
     if not entry.is_file():
         return "links to nothing"
-    if suffix == ".bmp" and not _has_colours(entry.path):
+    if suffix == ".bmp" and not _has_colours(Path(entry.path)):
         return ".bmp with a palette"
     return None
 
 
-def _has_colours(path: str) -> bool:
-    with open(path, "rb") as file:
+def _has_colours(path: Path) -> bool:
+    with path.open("rb") as file:
         head = file.read(_BMP_BITS_AT + 2)
     # What is no BMP at all is an error when it is read.
     return head[:2] != b"BM" or int.from_bytes(head[_BMP_BITS_AT:], "little") in _BMP_BITS

@@ -318,9 +318,10 @@ def test_a_cpus_number_is_not_its_place(
     pinned: tuple[tuple[int, ...], ...],
     busy: dict[str, float],
 ) -> None:
-    row = {"cpu_busy_s": lambda at_s: [at_s, at_s / 2], "cpu_steal_s": lambda at_s: [0.0, at_s / 10]}
-    record = make_record(make_trial(world_size=2))
-    found = on_cpus(tmp_path, record, pinned, lambda at_s: {name: of(at_s) for name, of in row.items()}, cpus=cpus)
+    def row(at_s: float) -> dict[str, Any]:
+        return {"cpu_busy_s": [at_s, at_s / 2], "cpu_steal_s": [0.0, at_s / 10]}
+
+    found = on_cpus(tmp_path, make_record(make_trial(world_size=2)), pinned, row, cpus=cpus)
     assert busy_measured(found) == pytest.approx(busy)
     assert found.notices.text.tolist() == ["the hypervisor took 5% of the ranks' CPUs of here"]
 

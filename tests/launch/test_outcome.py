@@ -53,9 +53,7 @@ def test_a_loss_that_is_no_number_is_divergence(trial: Trial, reports: tuple[Ran
 def losses_of(reports: tuple[RankReport, ...], *by_rank: np.ndarray, steps: int = 20) -> tuple[RankReport, ...]:
     """Return the reports with each rank's losses, in the first step and then every so many."""
     told = [tuple(LossPoint(1 + steps * i, float(loss)) for i, loss in enumerate(losses)) for losses in by_rank]
-    return tuple(
-        report.model_copy(update={"losses": losses}) for report, losses in zip(reports, told, strict=True)
-    )
+    return tuple(report.model_copy(update={"losses": losses}) for report, losses in zip(reports, told, strict=True))
 
 
 @pytest.fixture
