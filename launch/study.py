@@ -343,11 +343,6 @@ def resolve(study: Study, path: Path, topology: Topology) -> Layout:
         # A GPU eats images faster than one process decodes them: all the rank's CPUs but the one that feeds the GPU.
         # On CPU a worker takes its CPU from the training.
         workers = max(1, threads - 1) if device == "gpu" else 1
-    if study.hyper_threads is False and topology.cores_per_node is None:
-        raise InputError(
-            f"{path}: hyper_threads: false, but only CPUs are counted here, each of which may be a core or one of its "
-            "hardware threads; leave it out"
-        )
     too_few = threads * fullest > cores
     if too_few and study.hyper_threads is False:
         raise InputError(

@@ -371,12 +371,6 @@ def test_what_does_not_fit_is_told_in_cores_and_in_hardware_threads(
     assert str(caught.value) == f"{path}: {message}"
 
 
-def test_where_cores_are_not_known_a_study_cannot_keep_ranks_from_sharing_them(write: Write) -> None:
-    with pytest.raises(InputError, match="hyper_threads: false, but only CPUs are counted here"):
-        trials(write(hyper_threads=False), Topology(nodes=1, cpus_per_node=8))
-    assert trials(write(), Topology(nodes=1, cpus_per_node=8))
-
-
 @pytest.mark.parametrize(
     ("text", "message"),
     [("name: [", "not YAML"), ("- a\n- b", "a study is a mapping"), ("", "a study is a mapping")],
