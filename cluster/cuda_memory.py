@@ -3,6 +3,9 @@
 import ctypes
 from collections.abc import Iterable
 
+# cuda.h's CUDA_ERROR_OUT_OF_MEMORY.
+_OUT_OF_MEMORY = 2
+
 
 def least_free_share(devices: Iterable[int]) -> float | None:
     """Return which share of the memory of the fullest of some GPUs is free, None where nobody can say."""
@@ -11,7 +14,10 @@ def least_free_share(devices: Iterable[int]) -> float | None:
 
 
 def free_device_share(device: int) -> float | None:
-    """Return which share of the memory of a GPU, as CUDA numbers them here, is free, None where nobody can say."""
+    """Return which share of the memory of a GPU, as CUDA numbers them here, is free, None where nobody can say.
+
+    A driver that has no memory left to answer with is an answer too: 0.
+    """
     try:
         cuda = ctypes.CDLL("libcuda.so.1")
     except OSError:
@@ -26,4 +32,6 @@ def free_device_share(device: int) -> float | None:
         or cuda.cuCtxPushCurrent_v2(context)
         or cuda.cuMemGetInfo_v2(ctypes.byref(free), ctypes.byref(total))
     )
+    if failed == _OUT_OF_MEMORY:
+        return 0.0
     return None if failed or not total.value else free.value / total.value

@@ -79,7 +79,8 @@ def _largest(study: Study, model: ModelEntry, path: Path, layout: Layout, try_ou
         for trial in trials(2**exponent):
             record = try_out(trial)
             if reason := record.out_of_memory:
-                reasons[exponent] = reason if record.outcome == "oom" else f"{reason}{_WITHOUT_CAUSES}"
+                parts_alone = record.missing.keys() == {"causes"}
+                reasons[exponent] = f"{reason}{_WITHOUT_CAUSES}" if parts_alone else reason
                 return True
             if record.outcome != "ok":
                 raise InputError(

@@ -3,6 +3,7 @@
 import errno
 import re
 import shutil
+from collections.abc import Iterator
 from typing import Literal
 
 Owner = Literal["device", "host"]
@@ -32,9 +33,11 @@ _NOT_MEMORY = re.compile(
 # What libraries say when none of their ways worked. Want of memory is one reason, an unsuitable build is another.
 _DOUBTFUL = re.compile(
     r"unable to find an engine|unable to find a valid cudnn algorithm|no valid convolution algorithms"
-    r"|no algorithm worked|failed to get convolution algorithm|no valid execution plans"
+    r"|no algorithm worked|failed to get convolution algorithm|no (?:valid )?execution plans"
+    r"|dnn library (?:is not found|initialization failed)|without (?:blas|dnn) support"
     r"|dst tensor is not initialized|unhandled cuda error|unhandledcudaerror"
     r"|status_internal_error|status_not_initialized"
+    r"|previous error during capture|capture_invalidated"
 )
 # With less of the device free than this, doubtful words mean memory.
 LITTLE_FREE_SHARE = 0.1
@@ -43,9 +46,30 @@ LITTLE_FREE_SHARE = 0.1
 def whose_memory(error: BaseException, free_device_share: float | None = None) -> Owner | None:
     """Return whose memory ran out, None where the error is another.
 
-    Doubtful words count only if little of the device is free. By names of classes: this module imports no framework.
+    An error that was raised while another was handled, as by the end of a CUDA graph's capture, is what the first one
+    was. Doubtful words count only if little of the device is free.
     """
+    owners = [owner for each in _and_what_led_to_it(error) if (owner := _whose_memory(each, free_device_share))]
+    return owners[0] if owners else None
+
+
+def is_doubtful(error: BaseException) -> bool:
+    """Return whether the error alone does not say if memory ran out: ask the device."""
+    return any(_DOUBTFUL.search(str(each).lower()) for each in _and_what_led_to_it(error))
+
+
+def _and_what_led_to_it(error: BaseException) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    following: BaseException | None = error
+    while following is not None and id(following) not in seen:
+        seen.add(id(following))
+        yield following
+        following = following.__cause__ or (None if following.__suppress_context__ else following.__context__)
+
+
+def _whose_memory(error: BaseException, free_device_share: float | None) -> Owner | None:
     said = str(error).lower()
+    # By name: this module imports no framework.
     classes = {cls.__name__ for cls in type(error).__mro__}
     if _HOST.search(said) and not _NOT_MEMORY.search(said):
         return "host"
@@ -61,18 +85,17 @@ def whose_memory(error: BaseException, free_device_share: float | None = None) -
     return "device" if little_free and _DOUBTFUL.search(said) else None
 
 
-def is_doubtful(error: BaseException) -> bool:
-    """Return whether the error alone does not say if memory ran out: ask the device."""
-    return _DOUBTFUL.search(str(error).lower()) is not None
-
-
 def shared_memory_advice(error: BaseException) -> str | None:
-    """Return what to do where /dev/shm, through which torch's loaders hand over their batches, is too small."""
-    said = str(error).lower()
-    if not re.search(r"out of shared memory|/dev/shm|shared memory\(shm\)|to file </torch_", said):
+    """Return what to do where /dev/shm is too small for torch's loaders or for NCCL; None where it is not the cause."""
+    said = " ".join(str(each).lower() for each in _and_what_led_to_it(error))
+    if re.search(r"/dev/shm/nccl-|error while creating shared memory segment", said):
+        whose, otherwise = "NCCL's buffers", "NCCL_SHM_DISABLE=1, which is slower"
+    elif re.search(r"out of shared memory|/dev/shm|shared memory\(shm\)|to file </torch_", said):
+        whose, otherwise = "the loaders' batches", "loader_workers: 0"
+    else:
         return None
     size_mib = shutil.disk_usage("/dev/shm").total / 2**20
     return (
-        f"/dev/shm of {size_mib:,.0f} MiB is too small for the loaders' batches: enlarge it (docker --shm-size, "
-        "Kubernetes emptyDir with medium Memory), or set loader_workers: 0"
+        f"/dev/shm of {size_mib:,.0f} MiB is too small for {whose}: enlarge it (docker --shm-size, Kubernetes "
+        f"emptyDir with medium Memory), or set {otherwise}"
     )

@@ -61,6 +61,10 @@ class TfTrainer:
         held = {name: tf.config.experimental.get_memory_info(name) for name in _gpu_names()}
         return "\n".join(f"{name}: {info}" for name, info in held.items()) or None
 
+    @staticmethod
+    def allocator_ran_out() -> bool | None:
+        return None
+
     def step(self) -> None:
         self._loss = self._train()
 

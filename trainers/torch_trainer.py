@@ -71,6 +71,10 @@ class TorchTrainer:
     def allocator_summary() -> str | None:
         return torch.cuda.memory_summary() if torch.cuda.is_initialized() else None
 
+    @staticmethod
+    def allocator_ran_out() -> bool | None:
+        return bool(torch.cuda.memory_stats().get("num_ooms")) if torch.cuda.is_initialized() else None
+
     def build(self) -> None:
         spec = model_spec(self._trial.model, self._trial.data)
         self._network = torch_models.build(spec)

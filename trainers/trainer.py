@@ -49,6 +49,10 @@ class Trainer(Protocol):
     def allocator_summary() -> str | None:
         """Return what the device's allocator holds, None where it was not used."""
 
+    @staticmethod
+    def allocator_ran_out() -> bool | None:
+        """Return whether the device's allocator ever refused a request, None where the framework does not count it."""
+
     def build(self) -> None:
         """Make model, optimizer and input, the parameters as `models.initial_parameters` has them."""
 

@@ -101,12 +101,12 @@ def run(trial: Trial, rank: Rank, folder: Path) -> RankReport:
             with phases.timed(name):
                 found |= phase()
             found["missing"].pop(name, None)
+            report()
     except Exception as error:
         traceback.print_exc()
         reason = _rank_error(error, trial, rank)
         found["missing"] = dict.fromkeys(found["missing"], reason)
         return report()
-    report()
     _close(trainer, phases)
     return report()
 
@@ -214,7 +214,8 @@ def _later_phases(trial: Trial, trainer: Trainer, found: dict[str, Any]) -> dict
     def test() -> dict[str, Any]:
         return {"test_accuracy": trainer.test_accuracy()}
 
-    return {**({"causes": causes} if trial.measurement.cause_windows and windows else {}), "test": test}
+    # The test first: its network is as the timed windows left it, and should the parts not fit, it is not lost.
+    return {"test": test, **({"causes": causes} if trial.measurement.cause_windows and windows else {})}
 
 
 def _close(trainer: Trainer, phases: _Phases) -> None:
@@ -260,9 +261,7 @@ def _rank_error(error: Exception, trial: Trial, rank: Rank) -> RankError:
     """
     owner = whose_memory(error)
     if owner is None and trial.device == "gpu" and is_doubtful(error):
-        count = trial.world_size // rank.world_size
-        first = rank.local_rank * count
-        owner = whose_memory(error, least_free_share(range(first, first + count)))
+        owner = whose_memory(error, _free_share(trial, rank))
     message = f"{type(error).__name__}: {_line(error)}"
     if owner is None:
         # To explain an error is no reason for another one.
@@ -277,6 +276,16 @@ def _rank_error(error: Exception, trial: Trial, rank: Rank) -> RankError:
     if allocator:
         print(allocator, file=sys.stderr)
     return RankError(kind="oom", message=message, allocator=allocator)
+
+
+def _free_share(trial: Trial, rank: Rank) -> float | None:
+    """Return which share of the fullest of the rank's devices is free; 0 where the framework was refused memory."""
+    with suppress(Exception):
+        if TRAINERS[trial.trainer].load().allocator_ran_out():
+            return 0.0
+    count = trial.world_size // rank.world_size
+    first = rank.local_rank * count
+    return least_free_share(range(first, first + count))
 
 
 def _line(error: Exception) -> str:

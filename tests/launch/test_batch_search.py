@@ -149,6 +149,21 @@ def test_where_only_the_parts_never_fit_the_error_says_how_to_go_without(read: A
     )
 
 
+def test_where_the_test_does_not_fit_nobody_is_told_to_leave_the_parts_out(read: Any, make_record: MakeRecord) -> None:
+    """A test that runs out costs the parts too, and would without them."""
+    study, path = read(trainers=["torch-ddp"])
+
+    def try_out(trial: Trial) -> Record:
+        missing = dict.fromkeys(("test", "causes"), RankError(kind="oom", message="no memory left"))
+        record = make_record(trial)
+        reports = tuple(report.model_copy(update={"missing": missing}) for report in record.reports)
+        return record.model_copy(update={"reports": reports})
+
+    with pytest.raises(InputError) as error:
+        settle_batches(study, path, GPUS, try_out)
+    assert str(error.value).endswith("not even one image a device fits: rank 0, in the phase 'test': no memory left")
+
+
 def test_a_global_batch_is_no_larger_than_an_epoch(read: Any, make_record: MakeRecord) -> None:
     study, path = read(models=[{"name": "cnn", "data": "digits"}], trainers=["torch-ddp"])
     # 1,438 images on 4 devices: 359 each.

@@ -115,6 +115,10 @@ class FakeTrainer:
     def allocator_summary() -> str:
         return "what is held"
 
+    @staticmethod
+    def allocator_ran_out() -> bool | None:
+        return None
+
     def _go(self, method: str) -> None:
         LOG.append(method)
         match self._failures.get(method):

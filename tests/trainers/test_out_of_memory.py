@@ -4,11 +4,12 @@ import errno
 import os
 import subprocess
 import sys
+from copy import copy
 from pathlib import Path
 
 import pytest
 
-from scalestudy.trainers.out_of_memory import shared_memory_advice, whose_memory
+from scalestudy.trainers.out_of_memory import is_doubtful, shared_memory_advice, whose_memory
 
 
 def named(name: str, message: str, base: type[Exception] = Exception) -> Exception:
@@ -70,6 +71,12 @@ DOUBTFUL = [
         "DistBackendError", "NCCL error in: ProcessGroupNCCL.cpp:1691, unhandled cuda error (run with NCCL_DEBUG=INFO)"
     ),
     named("InternalError", "Failed copying input tensor from CPU:0 to GPU:0: Dst tensor is not initialized."),
+    named("UnimplementedError", "DNN library is not found. [Op:Conv2D]"),
+    named("FailedPreconditionError", "DNN library initialization failed. Look at the errors above for more details."),
+    named("InternalError", "Attempting to perform BLAS operation using StreamExecutor without BLAS support [Op:MatMul]"),
+    RuntimeError("[cudnn_frontend] Error: No execution plans support the graph."),
+    named("AcceleratorError", "CUDA error: operation failed due to a previous error during capture"),
+    RuntimeError("CUDA driver error: CUDA_ERROR_STREAM_CAPTURE_INVALIDATED"),
 ]
 OTHER = [
     RuntimeError("CUDA error: an illegal memory access was encountered"),
@@ -82,6 +89,8 @@ OTHER = [
                  "are out of shared memory. Please try to raise your shared memory limit."),
     RuntimeError("unable to write to file </torch_7_1_0>: No space left on device (28)"),
     OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
+    named("DistBackendError", "NCCL error in: ProcessGroupNCCL.cpp:94, unhandled system error\nLast error:\nError while "
+          "creating shared memory segment /dev/shm/nccl-Kv2aQ5 (size 9637888), error: No space left on device (28)"),
     named("ResourceExhaustedError", "/data/x.jpg; Too many open files"),
     named("ResourceExhaustedError", "/tmp/cache; No space left on device"),
     named("ResourceExhaustedError", "Received message larger than max (5000000 vs. 4194304)"),
@@ -120,12 +129,60 @@ def test_doubtful_words_need_a_device_that_is_nearly_full(error: Exception) -> N
     assert whose_memory(error, None) is None
 
 
-@pytest.mark.parametrize("error", [error for error in OTHER if "torch_" in str(error) or "Bus error" in str(error)])
-def test_a_loader_without_shared_memory_is_told_what_to_enlarge(error: Exception) -> None:
+def raised(*errors: Exception, cause: bool = False) -> Exception:
+    """Return the last error as it is caught, each raised while the one before was handled, or because of it."""
+    seen: Exception | None = None
+    for error in map(copy, errors):
+        try:
+            if cause:
+                raise error from seen
+            try:
+                if seen is not None:
+                    raise seen
+            finally:
+                raise error
+        except Exception as caught:
+            seen = caught
+    assert seen is not None
+    return seen
+
+
+CAPTURE_ENDS = [
+    named("AcceleratorError", "CUDA error: operation failed due to a previous error during capture"),
+    named("BackendCompilerFailed", "backend='inductor' raised: the compiler stopped"),
+    RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly"),
+]
+
+
+@pytest.mark.parametrize("cause", [False, True], ids=["while", "because"])
+@pytest.mark.parametrize("last", CAPTURE_ENDS, ids=words)
+@pytest.mark.parametrize(("first", "owner"), [(DEVICE[0], "device"), (HOST[0], "host"), (OTHER[0], None)])
+def test_an_error_is_what_led_to_it(first: Exception, owner: str | None, last: Exception, cause: bool) -> None:
+    """A CUDA graph's capture ends by an error over the one that ended it; compilers quote theirs."""
+    assert whose_memory(raised(first, last, cause=cause), HALF_EMPTY) == owner
+    assert whose_memory(raised(first, OTHER[1], last, cause=cause), HALF_EMPTY) == owner
+    doubtful = raised(DOUBTFUL[0], CAPTURE_ENDS[2], cause=cause)
+    assert is_doubtful(doubtful)
+    assert whose_memory(doubtful, NEARLY_FULL) == "device"
+
+
+def test_what_was_set_aside_led_to_nothing() -> None:
+    error = raised(DEVICE[0], OTHER[0])
+    error.__suppress_context__ = True
+    assert whose_memory(error) is None
+
+
+SMALL_SHM = [error for error in OTHER if any(word in str(error) for word in ("torch_", "Bus error", "/dev/shm"))]
+
+
+@pytest.mark.parametrize("error", SMALL_SHM, ids=words)
+def test_who_lacks_shared_memory_is_told_what_to_enlarge(error: Exception) -> None:
     advice = shared_memory_advice(error)
     assert advice is not None
     assert "/dev/shm of " in advice
     assert "--shm-size" in advice
+    nccl = "nccl-" in str(error)
+    assert ("NCCL_SHM_DISABLE=1" in advice, "loader_workers: 0" in advice) == (nccl, not nccl)
 
 
 def test_other_errors_have_nothing_to_do_with_shared_memory() -> None:
@@ -136,8 +193,11 @@ def test_other_errors_have_nothing_to_do_with_shared_memory() -> None:
 DRIVER = """
 #include <stddef.h>
 int cuInit(unsigned flags) { return (int)flags; }
-int cuDeviceGet(int *device, int ordinal) { *device = ordinal; return ordinal > 2 ? 101 : 0; }
-int cuDevicePrimaryCtxRetain(void **context, int device) { *context = (void *)(long)(device + 1); return 0; }
+int cuDeviceGet(int *device, int ordinal) { *device = ordinal; return ordinal > 3 ? 101 : 0; }
+int cuDevicePrimaryCtxRetain(void **context, int device) {
+    *context = (void *)(long)(device + 1);
+    return device == 3 ? 2 : 0;
+}
 static long current;
 int cuCtxPushCurrent_v2(void *context) { current = (long)context; return 0; }
 int cuMemGetInfo_v2(size_t *free, size_t *total) {
@@ -148,7 +208,7 @@ int cuMemGetInfo_v2(size_t *free, size_t *total) {
 
 
 def test_the_driver_says_how_much_of_a_device_is_free(tmp_path: Path) -> None:
-    """Devices with 1000 and 500 of 2000 bytes free, one that is broken, one that is not there; and no driver at all."""
+    """Devices with 1000 and 500 of 2000 bytes free, a broken one, one too full to be asked, none; and no driver."""
     (tmp_path / "driver.c").write_text(DRIVER)
     subprocess.run(
         [
@@ -166,7 +226,7 @@ def test_the_driver_says_how_much_of_a_device_is_free(tmp_path: Path) -> None:
     )
     ask = (
         "from scalestudy.cluster.cuda_memory import free_device_share, least_free_share\n"
-        "print([free_device_share(device) for device in range(4)], least_free_share(range(4)), least_free_share([2]))"
+        "print([free_device_share(device) for device in range(5)], least_free_share(range(3)), least_free_share([2]))"
     )
     told = {
         folder: subprocess.run(
@@ -178,6 +238,6 @@ def test_the_driver_says_how_much_of_a_device_is_free(tmp_path: Path) -> None:
         ).stdout
         for folder in (str(tmp_path), "")
     }
-    assert told[str(tmp_path)] == "[0.5, 0.25, None, None] 0.25 None\n"
+    assert told[str(tmp_path)] == "[0.5, 0.25, None, 0.0, None] 0.25 None\n"
     if not Path("/dev/nvidiactl").exists():
-        assert told[""] == "[None, None, None, None] None None\n"
+        assert told[""] == "[None, None, None, None, None] None None\n"

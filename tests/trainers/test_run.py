@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from scalestudy.cluster.rank import Rank
+from scalestudy.trainers import worker
 from scalestudy.trainers.record import CUT_SHORT, RankReport
 from scalestudy.trainers.trainer import TRAINERS
 from scalestudy.trainers.trial import Data, Measurement, Sweep, Trial
@@ -124,7 +125,8 @@ def test_an_error_in_the_parts_of_a_step_costs_those_alone(
     assert len(report.windows) == 2
     assert report.parameter_checksums
     assert report.local_windows == ()
-    assert report.missing.keys() == {"causes", "test"}
+    assert report.missing.keys() == {"causes"}
+    assert report.test_accuracy == 0.5
     assert report.missing["causes"].kind == kind
     assert report.missing["causes"].allocator == ("what is held" if kind == "oom" else None)
     # Nobody may be left waiting for this rank: the launcher ends them when it leaves, and leave it must.
@@ -132,11 +134,32 @@ def test_an_error_in_the_parts_of_a_step_costs_those_alone(
     assert ("put_back" in fake.LOG) == (method != "kept")
 
 
-def test_an_error_in_the_test_costs_the_accuracy_alone(run_rank: Run) -> None:
+def test_an_error_in_the_test_costs_the_parts_too_and_says_so(run_rank: Run) -> None:
+    """Other ranks may be testing still: whoever fails leaves, and nothing is timed without it."""
     report = run_rank({"test_accuracy": "out of memory"}, data=DIGITS)
     assert report.error is None
-    assert report.local_windows
-    assert report.missing.keys() == {"test"}
+    assert len(report.windows) == 2
+    assert report.missing.keys() == {"test", "causes"}
+    assert {error.message for error in report.missing.values()} == {
+        "RuntimeError: CUDA out of memory. Tried to allocate 2.00 GiB."
+    }
+
+
+@pytest.mark.parametrize(("ran_out", "free", "kind"), [(True, 0.5, "oom"), (False, 0.5, "failed"), (None, 0.01, "oom")])
+def test_doubtful_words_are_memory_where_the_allocator_refused_or_the_device_is_full(
+    run_rank: Run, fake: ModuleType, monkeypatch: pytest.MonkeyPatch, ran_out: bool | None, free: float, kind: str
+) -> None:
+    """A workspace of 30 % does not fit into 20 %: only the allocator knows that it was asked for it."""
+
+    def step(_: object) -> None:
+        raise RuntimeError("GET was unable to find an engine to execute this computation")
+
+    monkeypatch.setattr(fake.FakeTrainer, "step", step)
+    monkeypatch.setattr(fake.FakeTrainer, "allocator_ran_out", staticmethod(lambda: ran_out))
+    monkeypatch.setattr(worker, "least_free_share", lambda _: free)
+    report = run_rank(device="gpu")
+    assert report.error is not None
+    assert report.error.kind == kind
 
 
 def test_a_rank_that_does_all_misses_nothing(run_rank: Run) -> None:
@@ -159,6 +182,7 @@ def test_while_the_parts_are_timed_the_report_says_that_they_are_missing(
     monkeypatch.setattr(fake.FakeTrainer, "kept", kept)
     run_rank()
     assert before[0].missing == {"causes": CUT_SHORT}
+    assert before[0].test_accuracy == 0.5
     assert before[0].parameter_checksums
     assert len(before[0].windows) == 2
 
