@@ -6,8 +6,8 @@
 # built for, in the same versions. Where nvidia-smi is found and a framework has CUDA, it is built for GPUs;
 # HOROVOD_GPU_OPERATIONS=NCCL asks for that on a host without one.
 #
-# Exit code 3: this host lacks what a GPU build needs. What and where to get it is printed, and left in the
-# environment's .horovod-missing, where the tests look.
+# Exit code 3: this host lacks what the build needs, or the build failed. What it lacks and where to get it, or how the
+# build ended, is printed, and left in the environment's .horovod-missing, where the tests look.
 set -euo pipefail
 
 version=0.28.1
@@ -61,10 +61,15 @@ fi
 found=$(grep -v -e '^prefix' -e '^packages' <<< "$described")
 missing=
 lacks() { missing+="  * $1"$'\n'; }
+# Leave without Horovod, and say why here and to the tests.
+go_without() {
+    tee "$missing_note" <<< "$1" >&2 || true
+    exit 3
+}
 
-# Find what a GPU build needs, or tell of all that is missing at once, before anything is built.
+# Find what a GPU build needs.
 prepare_gpu() {
-    local name nvcc toolkit nvcc_version='' driver folder header rpath cuda
+    local name nvcc toolkit nvcc_version='' driver folder searched header rpath cuda
     # Horovod is built for GPUs for all frameworks or for none, and uses what only a build with CUDA has.
     for name in "$(said PYTORCH)" "$(said TENSORFLOW)"; do
         [[ $name != *"CUDA none" ]] || lacks "CUDA in ${name% CUDA none}, which is a CPU build. Install a build with CUDA,
@@ -102,6 +107,12 @@ prepare_gpu() {
         # shellcheck disable=SC2016  # $ORIGIN is the loader's
         rpath='$ORIGIN/../../nvidia/nccl/lib'
     else
+        # A cluster's modules tell the compilers, to which CMake does not listen.
+        IFS=: read -ra searched <<< "${CPATH:-}:${CPLUS_INCLUDE_PATH:-}"
+        for folder in "${searched[@]}"; do
+            [[ ${HOROVOD_NCCL_HOME:-}${HOROVOD_NCCL_INCLUDE:-} || ! -e $folder/nccl.h ]] ||
+                export HOROVOD_NCCL_HOME=${folder%/include}
+        done
         rpath=${HOROVOD_NCCL_LIB:-${HOROVOD_NCCL_HOME:+$HOROVOD_NCCL_HOME/lib}}
     fi
     export HOROVOD_RPATH="$rpath;${CUDA_HOME:-}/lib64"
@@ -126,10 +137,27 @@ prepare_gpu() {
             lacks "cublas_v2.h and the other headers of CUDA's mathematics. Install the whole CUDA toolkit."
         fi
     fi
-    [[ $missing ]] || return 0
-    missing="Horovod cannot be built for GPUs in $(said prefix), which lacks:"$'\n'$missing
-    echo -n "$missing" | tee "$missing_note" >&2 || true
-    exit 3
+}
+
+# What every build needs.
+prepare_host() {
+    local compiler=${CXX:-c++} header needed=()
+    if ! command -v "$compiler" > /dev/null; then
+        lacks "$compiler, a C++ compiler. Install g++, or load the cluster's module and set CXX."
+        return
+    fi
+    # TensorFlow's headers include these two libraries' headers and do not ship them.
+    [[ ! ${HOROVOD_WITH_TENSORFLOW:-} ]] || needed=(highwayhash/highwayhash.h farmhash.h)
+    for header in "${needed[@]}"; do
+        ! "$compiler" -E -x c++ - <<< "#include <$header>" > /dev/null 2>&1 || continue
+        if [[ ! $missing && $(id -u) == 0 ]] && command -v apt-get > /dev/null; then
+            apt-get update -q || true
+            DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends \
+                libhighwayhash-dev libfarmhash-dev && return || true
+        fi
+        lacks "$header, which TensorFlow's headers include. As root: apt-get install libhighwayhash-dev libfarmhash-dev
+    (elsewhere the packages of highwayhash and farmhash), or unpack them and set CPATH to where their headers are."
+    done
 }
 
 work=$(mktemp -d)
@@ -147,16 +175,17 @@ for built_for in "$cache"/horovod-*/built-for; do
         wheel=$(ls "${built_for%/*}"/*.whl)
     fi
 done
+[[ $wheel ]] || prepare_host
+if [[ $missing ]]; then
+    go_without "Horovod cannot be built ${HOROVOD_GPU_OPERATIONS:+for GPUs }in $(said prefix), which lacks:
+${missing%$'\n'}"
+fi
 if [[ ! $wheel ]]; then
-    # TensorFlow's headers include these two libraries' headers and do not ship them.
-    if [[ ${HOROVOD_WITH_TENSORFLOW:-} ]] && ! ls /usr/include/{highwayhash/highwayhash.h,farmhash.h} > /dev/null 2>&1; then
-        [[ $(id -u) == 0 ]] || { echo 'first, as root: apt-get install libhighwayhash-dev libfarmhash-dev' >&2; exit 1; }
-        apt-get update -q
-        DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends libhighwayhash-dev libfarmhash-dev
-    fi
     # cmake 4 no longer takes the policies of the third-party code that Horovod carries.
-    "${pip[@]}" install setuptools wheel cloudpickle psutil pyyaml packaging cffi cmake==3.31.6
-    "${pip[@]}" download --no-deps --no-binary :all: -d "$work" "horovod==$version"
+    { "${pip[@]}" install setuptools wheel cloudpickle psutil pyyaml packaging cffi cmake==3.31.6 &&
+        "${pip[@]}" download --no-deps --no-binary :all: -d "$work" "horovod==$version"; } 2> "$work/log" ||
+        go_without "Horovod cannot be built in $(said prefix), since pip could not fetch what that takes:
+$(tail -n 20 "$work/log")"
     tar -xf "$work/horovod-$version.tar.gz" -C "$work"
     source=$work/horovod-$version
     # The headers of today's torch and TensorFlow are C++17.
@@ -182,7 +211,8 @@ set(CMAKE_INSTALL_RPATH "$ENV{HOROVOD_RPATH}")' "$source/CMakeLists.txt"
     # make's own flags would keep Horovod's setup.py from building in parallel.
     env -u MAKELEVEL MAKEFLAGS="-j$(nproc)" PATH="$(dirname "$("$python" -c 'import sys; print(sys.executable)')"):$PATH" \
         "${pip[@]}" wheel --no-build-isolation --no-deps -w "$work/wheel" "$source" > "$work/log" 2>&1 ||
-        { tail -n 60 "$work/log" >&2; exit 1; }
+        go_without "Horovod's build in $(said prefix) failed, and said at its end:
+$(tail -n 60 "$work/log")"
     wheel=$(ls "$work"/wheel/*.whl)
 fi
 # Another build of the same version would not be replaced.

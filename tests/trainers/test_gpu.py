@@ -1,5 +1,6 @@
 """What only a GPU can show. Without one these tests are skipped, and say so."""
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,11 @@ import torch.distributed as dist
 from scalestudy.cluster.ports import free_ports
 from scalestudy.cluster.rank import Rank, rank_environ
 from scalestudy.trainers.measure import timed_window
+from scalestudy.trainers.record import RankReport
 from scalestudy.trainers.torch_data import batches
 from scalestudy.trainers.torch_trainer import make_optimizer
 from scalestudy.trainers.trainer import TRAINERS
-from scalestudy.trainers.trial import Measurement, Optimizer, Trial
+from scalestudy.trainers.trial import Data, Measurement, Optimizer, Trial
 from scalestudy.trainers.worker import run
 
 pytestmark = [
@@ -90,21 +92,88 @@ def test_fused_optimizers_do_the_same(name: str) -> None:
     torch.testing.assert_close(*after, rtol=1e-4, atol=1e-6)
 
 
-def test_out_of_memory_shows_what_the_allocator_held(
+@pytest.fixture
+def run_rank(
     make_trial: Callable[..., Trial], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name, value in rank_environ(RANK, [f"127.0.0.1:{free_ports(1)[0]}"]).items():
-        monkeypatch.setenv(name, value)
+) -> Iterator[Callable[..., RankReport]]:
+    """Return a runner of the only rank of a trial, as a worker runs it, within so many bytes of the device."""
+    own = os.sched_getaffinity(0)
+
+    def run_rank(limit_bytes: int | None = None, **changes: Any) -> RankReport:
+        for name, value in rank_environ(RANK, [f"127.0.0.1:{free_ports(1)[0]}"]).items():
+            monkeypatch.setenv(name, value)
+        measurement = Measurement(window_s=0.05, windows=2, warm_up_max_s=0.5, telemetry_hz=0, cause_windows=1)
+        trial = make_trial(device="gpu", **({"measurement": measurement} | changes))
+        torch.cuda.empty_cache()
+        torch.cuda.reset_accumulated_memory_stats()
+        if limit_bytes:
+            torch.cuda.set_per_process_memory_fraction(limit_bytes / torch.cuda.mem_get_info()[1])
+        try:
+            return run(trial, RANK, tmp_path)
+        finally:
+            torch.cuda.set_per_process_memory_fraction(1.0)
+            if dist.is_initialized():
+                dist.destroy_process_group()
+            # A rank pins its process.
+            os.sched_setaffinity(0, own)
+
+    yield run_rank
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("execution", ["eager", "graph", "compiled"])
+def test_a_rank_measures_all_and_closes(run_rank: Callable[..., RankReport], execution: str, precision: str) -> None:
+    report = run_rank(execution=execution, precision=precision, per_device_batch=64)
+    assert report.error is None
+    assert report.missing == {}
+    assert report.whole_windows
+    assert report.local_windows
+    assert report.local_step_times_s
+    assert "close" in report.phases
+    assert report.losses[-1].loss is not None
+    assert report.software is not None
+    assert report.software.settings["communication"] == "nccl"
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("execution", ["graph", "compiled"])
+def test_every_execution_learns_the_same(start: Callable[..., Any], execution: str, precision: str) -> None:
+    """Losses of 20 steps, apart by no more than rounding in another order makes of them."""
+    losses = []
+    for way in ("eager", execution):
+        trainer = start(execution=way, precision=precision, per_device_batch=64)
+        trainer.build()
+        seen = []
+        for _ in range(20):
+            trainer.step()
+            seen.append(trainer.loss())
+        losses.append(seen)
+    assert losses[0][-1] < losses[0][0]
+    assert losses[0] == pytest.approx(losses[1], rel={"fp32": 1e-4}.get(precision, 2e-2))
+
+
+def test_out_of_memory_shows_what_the_allocator_held(run_rank: Callable[..., RankReport]) -> None:
     # 64 MiB of images: nothing to the host, and twice what the allocator may take of the device.
-    trial = make_trial(device="gpu", per_device_batch=2**14, measurement=Measurement(telemetry_hz=0))
-    torch.cuda.empty_cache()
-    torch.cuda.set_per_process_memory_fraction(2**25 / torch.cuda.mem_get_info()[1])
-    try:
-        report = run(trial, RANK, tmp_path)
-    finally:
-        torch.cuda.set_per_process_memory_fraction(1.0)
-        if dist.is_initialized():
-            dist.destroy_process_group()
+    report = run_rank(2**25, per_device_batch=2**14)
     assert report.error is not None
     assert report.error.kind == "oom"
     assert "Allocated memory" in (report.error.allocator or "")
+
+
+@pytest.mark.parametrize("execution", ["eager", "graph", "compiled"])
+def test_whatever_memory_runs_out_in_is_told_as_memory(run_rank: Callable[..., RankReport], execution: str) -> None:
+    """With less than a whole trial takes, step by step: somewhere it ends in its first step, a capture, the parts."""
+    data = Data(source="synthetic", channels=3, image_size=64, classes=10)
+    changes: dict[str, Any] = {"model": "resnet18", "data": data, "per_device_batch": 256, "execution": execution}
+    whole = run_rank(**changes)
+    assert whole.error is None
+    assert whole.memory is not None
+    assert whole.memory.peak_reserved_bytes is not None
+    kinds = []
+    for share in (0.2, 0.4, 0.6, 0.8, 0.95):
+        report = run_rank(int(share * whole.memory.peak_reserved_bytes), **changes)
+        errors = [report.error, *report.missing.values()]
+        kinds += [error.kind for error in errors if error]
+        print(execution, share, list(report.phases), [error.message for error in errors if error])
+    assert kinds
+    assert set(kinds) == {"oom"}

@@ -73,7 +73,9 @@ DOUBTFUL = [
     named("InternalError", "Failed copying input tensor from CPU:0 to GPU:0: Dst tensor is not initialized."),
     named("UnimplementedError", "DNN library is not found. [Op:Conv2D]"),
     named("FailedPreconditionError", "DNN library initialization failed. Look at the errors above for more details."),
-    named("InternalError", "Attempting to perform BLAS operation using StreamExecutor without BLAS support [Op:MatMul]"),
+    named(
+        "InternalError", "Attempting to perform BLAS operation using StreamExecutor without BLAS support [Op:MatMul]"
+    ),
     RuntimeError("[cudnn_frontend] Error: No execution plans support the graph."),
     named("AcceleratorError", "CUDA error: operation failed due to a previous error during capture"),
     RuntimeError("CUDA driver error: CUDA_ERROR_STREAM_CAPTURE_INVALIDATED"),
