@@ -73,9 +73,7 @@ DOUBTFUL = [
     named("InternalError", "Failed copying input tensor from CPU:0 to GPU:0: Dst tensor is not initialized."),
     named("UnimplementedError", "DNN library is not found. [Op:Conv2D]"),
     named("FailedPreconditionError", "DNN library initialization failed. Look at the errors above for more details."),
-    named(
-        "InternalError", "Attempting to perform BLAS operation using StreamExecutor without BLAS support [Op:MatMul]"
-    ),
+    named("InternalError", "Attempting to perform BLAS operation using StreamExecutor without BLAS support"),
     RuntimeError("[cudnn_frontend] Error: No execution plans support the graph."),
     named("AcceleratorError", "CUDA error: operation failed due to a previous error during capture"),
     RuntimeError("CUDA driver error: CUDA_ERROR_STREAM_CAPTURE_INVALIDATED"),
@@ -91,8 +89,8 @@ OTHER = [
                  "are out of shared memory. Please try to raise your shared memory limit."),
     RuntimeError("unable to write to file </torch_7_1_0>: No space left on device (28)"),
     OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
-    named("DistBackendError", "NCCL error in: ProcessGroupNCCL.cpp:94, unhandled system error\nLast error:\nError while "
-          "creating shared memory segment /dev/shm/nccl-Kv2aQ5 (size 9637888), error: No space left on device (28)"),
+    named("DistBackendError", "NCCL error in: ProcessGroupNCCL.cpp:94, unhandled system error\nLast error:\n"
+          "Error while creating shared memory segment /dev/shm/nccl-Kv2aQ5 (size 9637888), error: No space left on device (28)"),
     named("ResourceExhaustedError", "/data/x.jpg; Too many open files"),
     named("ResourceExhaustedError", "/tmp/cache; No space left on device"),
     named("ResourceExhaustedError", "Received message larger than max (5000000 vs. 4194304)"),
