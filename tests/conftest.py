@@ -45,8 +45,8 @@ def _no_leaked_environment() -> Iterator[None]:
     """A test that changes the environment for those after it fails."""
     before = dict(os.environ)
     yield
-    # TensorFlow and Keras set their own when a test imports them.
-    own = ("PYTEST_", "KERAS_", "TF_", "TF2_", "KMP_", "TORCHINDUCTOR_")
+    # TensorFlow and Keras set their own when a test imports them, torch when one compiles or captures.
+    own = ("PYTEST_", "KERAS_", "TF_", "TF2_", "KMP_", "TORCHINDUCTOR_", "TRITON_", "TORCH_NCCL_")
     changed = {name for name in before.keys() ^ os.environ.keys() if not name.startswith(own)}
     assert not changed, f"the test left {changed} in the environment"
 

@@ -28,11 +28,20 @@ from scalestudy.trainers.trial import Trial
 Batch = tuple[Tensor, Tensor]
 
 
-def batches(trial: Trial, rank: int, device: torch.device, arrays: Arrays | None) -> Iterator[Batch]:
-    """Return this rank's batches, images n × c × h × w; `arrays` are the data sets that fit into memory."""
+def batches(
+    trial: Trial,
+    rank: int,
+    device: torch.device,
+    arrays: Arrays | None,
+    memory_format: torch.memory_format = torch.contiguous_format,
+) -> Iterator[Batch]:
+    """Return this rank's batches, images n × c × h × w; `arrays` are the data sets that fit into memory.
+
+    Only what lies on the device already is in the memory format: no step needs to change it.
+    """
     match trial.data.source:
         case "synthetic":
-            return _resident(trial, rank, device)
+            return _resident(trial, rank, device, memory_format)
         case "synthetic-host":
             on_host = _from_host(trial, rank, device)
         case "digits" | "mnist":
@@ -115,9 +124,10 @@ def _ahead(on_host: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
         yield ready
 
 
-def _resident(trial: Trial, rank: int, device: torch.device) -> Iterator[Batch]:
+def _resident(trial: Trial, rank: int, device: torch.device, memory_format: torch.memory_format) -> Iterator[Batch]:
     images, labels = synthetic_batches(trial.data, trial.per_device_batch, 1, trial.seed, rank)
-    return itertools.repeat((torch.from_numpy(images[0]).to(device), torch.from_numpy(labels[0]).to(device)))
+    there = torch.from_numpy(images[0]).to(device).contiguous(memory_format=memory_format)
+    return itertools.repeat((there, torch.from_numpy(labels[0]).to(device)))
 
 
 def _from_host(trial: Trial, rank: int, device: torch.device) -> Iterator[Batch]:

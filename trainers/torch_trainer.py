@@ -92,7 +92,9 @@ class TorchTrainer:
         self._scaler = torch.amp.GradScaler(self._device.type, enabled=mixed is torch.float16)
         self._gradients = self._as_executed()
         self._arrays = load_arrays(self._trial.data)
-        self._batches = torch_data.batches(self._trial, self._rank.rank, self._device, self._arrays)
+        self._batches = torch_data.batches(
+            self._trial, self._rank.rank, self._device, self._arrays, self._memory_format
+        )
 
     def step(self) -> None:
         images, labels = next(self._batches)
@@ -127,7 +129,7 @@ class TorchTrainer:
     @cached_property
     def _resident_batch(self) -> tuple[Tensor, Tensor]:
         images, labels = next(self._batches)
-        return images.clone(), labels.clone()
+        return images.clone(memory_format=self._memory_format), labels.clone()
 
     @cached_property
     def _local_gradients(self) -> Callable[[Tensor, Tensor], Tensor]:

@@ -127,9 +127,11 @@ def run_rank(
     [("eager", "bf16"), ("graph", "fp32"), ("graph", "bf16"), ("graph", "fp16"), ("compiled", "bf16")],
 )
 def test_a_rank_measures_all_and_closes(run_rank: Callable[..., RankReport], execution: str, precision: str) -> None:
-    report = run_rank(execution=execution, precision=precision, per_device_batch=64)
+    digits = Data(source="digits", channels=1, image_size=32, classes=10)
+    report = run_rank(execution=execution, precision=precision, data=digits, per_device_batch=64)
     assert report.error is None
     assert report.missing == {}
+    assert report.test_accuracy is not None
     assert report.whole_windows
     assert report.local_windows
     assert report.local_step_times_s

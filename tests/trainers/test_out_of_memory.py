@@ -90,7 +90,7 @@ OTHER = [
     RuntimeError("unable to write to file </torch_7_1_0>: No space left on device (28)"),
     OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
     named("DistBackendError", "NCCL error in: ProcessGroupNCCL.cpp:94, unhandled system error\nLast error:\n"
-          "Error while creating shared memory segment /dev/shm/nccl-Kv2aQ5 (size 9637888), error: No space left on device (28)"),
+          "Error while creating shared memory segment /dev/shm/nccl-Kv2 (size 4096), error: No space left on device"),
     named("ResourceExhaustedError", "/data/x.jpg; Too many open files"),
     named("ResourceExhaustedError", "/tmp/cache; No space left on device"),
     named("ResourceExhaustedError", "Received message larger than max (5000000 vs. 4194304)"),

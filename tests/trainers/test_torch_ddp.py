@@ -20,7 +20,7 @@ from scalestudy.trainers import torch_models
 from scalestudy.trainers.data import CHANNEL_DEVIATION, CHANNEL_MEAN, list_images
 from scalestudy.trainers.models import model_spec
 from scalestudy.trainers.options import DdpOptions
-from scalestudy.trainers.torch_data import _ImageFolder
+from scalestudy.trainers.torch_data import _ImageFolder, batches
 from scalestudy.trainers.torch_ddp import TorchDdp
 from scalestudy.trainers.trial import Data, Trial
 
@@ -115,3 +115,14 @@ def test_a_fused_optimizer_is_one_also_to_horovod() -> None:
     """The scaler of a scaled loss asks for the mark: without it the host waits for the device at every step."""
     told = subprocess.run([sys.executable, "-c", _MARK], capture_output=True, text=True, env=os.environ, timeout=120)
     assert told.stdout.split() == ["True", "True", "False", "False"], told.stderr
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_a_batch_that_lies_on_the_device_lies_as_the_network_wants_it(
+    make_trial: Callable[..., Trial], memory_format: torch.memory_format
+) -> None:
+    """A step that changed its format each time would be charged for what a resident batch need not cost."""
+    trial = make_trial(data=Data(source="synthetic", channels=3, image_size=32, classes=10))
+    images, _ = next(batches(trial, 0, torch.device("cpu"), None, memory_format))
+    assert images.is_contiguous(memory_format=memory_format)
+    assert torch.equal(images, next(batches(trial, 0, torch.device("cpu"), None))[0])
