@@ -187,7 +187,12 @@ def _captured(gradients: Callable[[], None], aside: "torch.cuda.Stream") -> Call
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, stream=aside):
         gradients()
-    return graph.replay
+
+    def replay(keeps: Callable[[], None] = gradients) -> None:
+        """Run the graph; `keeps` holds what it reads by address, batch, network and buckets."""
+        graph.replay()
+
+    return replay
 
 
 def _timm(model: str) -> nn.Module:

@@ -1,9 +1,12 @@
 """Captured steps, on a stand-in for torch.cuda that runs on the CPU and notes what it is asked for."""
 
 import errno
+import gc
 import os
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -186,3 +189,25 @@ def _racing(folder: str) -> Callable[..., None]:
             options["onerror"](os.rmdir, folder, (OSError, error, None))
 
     return remove
+
+
+def test_the_benchmark_s_bare_loop_keeps_what_its_graph_reads(cuda: Cuda, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A graph that runs on after its batch and network were given back reads what is not its own any more."""
+    monkeypatch.syspath_prepend(Path(__file__).resolve().parents[2] / "benchmarks")
+    from gpu_contest import _captured
+
+    batch = torch.zeros(8)
+    read = weakref.ref(batch)
+
+    def loop(batch: Tensor) -> Callable[[], None]:
+        def gradients() -> None:
+            batch.add_(1)
+
+        return _captured(gradients, torch.cuda.Stream())
+
+    replay = loop(batch)
+    del batch
+    gc.collect()
+    assert read() is not None
+    replay()
+    assert cuda.log[-1] == "replay"
