@@ -134,9 +134,10 @@ def driver_fault(error: NvmlError, root: Path = Path("/")) -> str | None:
     said = str(error)
     if error.code == _LIBRARY_NOT_FOUND:
         why = _library_fault()
-        if why is None:
+        # A container that was started without its host's GPUs shares its kernel, and sees the driver there.
+        if why is None and not (root / "proc/driver/nvidia/version").exists():
             return None
-        said = why
+        said = why or f"the kernel has it loaded, and its library {_LIBRARY} is not here"
     if error.code in {None, _DRIVER_NOT_LOADED, _LIBRARY_NOT_FOUND} and not _gpu_in_machine(root):
         return None
     return f"NVIDIA's driver does not work here: {said.rstrip('.')}; {error.advice}"

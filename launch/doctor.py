@@ -32,6 +32,7 @@ _WITH_CUDA = {
     "torch": "PYTHON -m pip install --force-reinstall torch, from an index whose torch has CUDA, as PyPI's has",
     "tensorflow": "PYTHON -m pip install 'tensorflow[and-cuda]' in an environment without torch",
 }
+_MAKE_WITHOUT_A_GPU = "HOROVOD_GPU_OPERATIONS=NCCL make envs TENSORFLOW=tensorflow"
 # What a framework writes when it cannot use the GPUs.
 _COMPLAINT = re.compile(
     "Could not load dynamic library.*|Cannot dlopen some GPU libraries|CUDA initialization: .*"
@@ -68,10 +69,11 @@ def findings(programs: Mapping[str, Program]) -> list[Finding]:
         *gpu_findings(listed),
         _cpu_energy(),
     ]
+    slurm, slurm_gpus = _slurm()
     with ThreadPoolExecutor(len(usable_cpus())) as pool:
-        found += pool.map(lambda name: _trainer(name, programs.get(name, sys.executable), usable), TRAINERS)
+        found += pool.map(lambda name: _trainer(name, programs.get(name, sys.executable), usable, slurm_gpus), TRAINERS)
     found.append(Finding(group="launcher", subject="local", ready=True, detail="ranks as processes of this host"))
-    found += [_slurm(), _ray()]
+    found += [slurm, _ray()]
     return found
 
 
@@ -125,27 +127,19 @@ def _ray() -> Finding:
     return Finding(group="launcher", subject="ray", ready=True, detail=f"ray {version}; {where}")
 
 
-def _slurm() -> Finding:
+def _slurm() -> tuple[Finding, int]:
+    """Look at the cluster; returns the GPUs of its nodes, too."""
     try:
         nodes = slurm_ask.nodes()
     except slurm_ask.SlurmError as error:
-        return Finding(
-            group="launcher",
-            subject="slurm",
-            ready=False,
-            detail=str(error),
-            advice="use a login node; with Slurm elsewhere, set SLURM_CONF to its slurm.conf",
-        )
+        advice = "use a login node; with Slurm elsewhere, set SLURM_CONF to its slurm.conf"
+        return Finding(group="launcher", subject="slurm", ready=False, detail=str(error), advice=advice), 0
     gpus = sum(node.gpus for node in nodes)
-    return Finding(
-        group="launcher",
-        subject="slurm",
-        ready=True,
-        detail=f"{sum(node.up for node in nodes)} of {len(nodes)} nodes are up, {gpus} GPUs in all",
-    )
+    detail = f"{sum(node.up for node in nodes)} of {len(nodes)} nodes are up, {gpus} GPUs in all"
+    return Finding(group="launcher", subject="slurm", ready=True, detail=detail), gpus
 
 
-def _trainer(name: str, program: Program, gpus: int) -> Finding:
+def _trainer(name: str, program: Program, gpus: int, slurm_gpus: int) -> Finding:
     if not isinstance(program, str):
         detail = f"{program.runtime} container {program.image}, which is not looked into from outside"
         return Finding(group="trainer", subject=name, ready=True, detail=detail)
@@ -169,7 +163,7 @@ def _trainer(name: str, program: Program, gpus: int) -> Finding:
         )
     found = Probe.model_validate_json(told.stdout.strip().splitlines()[-1])
     versions = ", ".join(f"{distribution} {version}" for distribution, version in found.versions.items())
-    why, advice = unusable(found, gpus, told.stderr)
+    why, advice = unusable(found, gpus, told.stderr, slurm_gpus)
     return Finding(
         group="trainer",
         subject=name,
@@ -179,18 +173,25 @@ def _trainer(name: str, program: Program, gpus: int) -> Finding:
     )
 
 
-def unusable(found: Probe, gpus: int, said: str) -> tuple[str, str]:
-    """Return why a trainer cannot use all GPUs of this host and how to mend it, both empty where it can.
+def unusable(found: Probe, gpus: int, said: str, slurm_gpus: int = 0) -> tuple[str, str]:
+    """Return why a trainer cannot use all GPUs of this host, or those of Slurm's nodes, and how to mend it.
 
-    `said` is what its framework wrote meanwhile.
+    Both are empty where it can. `said` is what its framework wrote meanwhile. A login node has no GPU of its own, and
+    its environments are those of the nodes.
     """
     framework, *_ = found.versions
+    where = "" if gpus else ", and Slurm's nodes have GPUs"
+    if not found.cuda and (found.gpus < gpus or slurm_gpus):
+        make = "make envs" if gpus else _MAKE_WITHOUT_A_GPU
+        return f"{framework} is built without CUDA{where}", f"{make}, or: {_WITH_CUDA[framework.removesuffix('-cpu')]}"
     if found.gpus >= gpus:
-        if gpus and found.nccl is False:
-            return "Horovod is built without NCCL", "on this host: trainers/horovod.sh PYTHON"
+        if found.nccl is False and (gpus or slurm_gpus):
+            on = "on this host" if gpus else "where nvcc is"
+            return (
+                f"Horovod is built without NCCL{where}",
+                f"{on}: HOROVOD_GPU_OPERATIONS=NCCL trainers/horovod.sh PYTHON",
+            )
         return "", ""
-    if not found.cuda:
-        return f"{framework} is built without CUDA", f"make envs, or: {_WITH_CUDA[framework.removesuffix('-cpu')]}"
     if found.driver_cuda is None:
         return (
             "the driver's libcuda.so.1 is not found",

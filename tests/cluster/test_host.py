@@ -168,18 +168,28 @@ def test_a_library_that_cannot_be_loaded_is_no_missing_library(tmp_path: Path) -
     """NVML's Python says the same of both; an image made with GPUs leaves an empty file behind."""
     root = tmp_path / "root"
     (root / "proc/driver/nvidia").mkdir(parents=True)
+    (tmp_path / "libnvidia-ml.so.1").touch()
     code = (
         "import sys; from pathlib import Path; from scalestudy.cluster.nvml_library import NvmlError, driver_fault;"
         f"print(driver_fault(NvmlError({LIBRARY_NOT_FOUND}, ''), Path(sys.argv[1])))"
     )
-    said = []
-    for name in ("none", "damaged"):
-        (tmp_path / name).mkdir()
-        (tmp_path / "damaged/libnvidia-ml.so.1").touch() if name == "damaged" else None
-        environ = {**os.environ, "LD_LIBRARY_PATH": str(tmp_path / name)}
-        argv = [sys.executable, "-c", code, str(root)]
-        said.append(subprocess.run(argv, env=environ, check=True, capture_output=True, text=True).stdout.strip())
-    if (library := said[0]) == "None":
-        assert "libnvidia-ml.so.1: file too short; install the driver again" in said[1]
-    else:
-        pytest.skip(f"this machine has the library: {library}")
+    environ = {**os.environ, "LD_LIBRARY_PATH": str(tmp_path)}
+    said = subprocess.run(
+        [sys.executable, "-c", code, str(root)], env=environ, check=True, capture_output=True, text=True
+    )
+    assert "libnvidia-ml.so.1: file too short; install the driver again" in said.stdout
+
+
+def test_a_driver_without_its_library_is_a_container_without_its_gpus(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Docker without --gpus on a GPU host: the kernel's driver shows in /proc, and nothing else of it is there."""
+    monkeypatch.setattr("scalestudy.cluster.nvml_library._LIBRARY", "libnvidia-ml.so.none")
+    not_found = NvmlError(LIBRARY_NOT_FOUND, "NVML Shared Library Not Found")
+    assert driver_fault(not_found, tmp_path) is None
+    (tmp_path / "proc/driver/nvidia").mkdir(parents=True)
+    (tmp_path / "proc/driver/nvidia/version").write_text("NVRM version: NVIDIA UNIX Open Kernel Module  580.159.04\n")
+    fault = driver_fault(not_found, tmp_path)
+    assert fault is not None
+    assert "the kernel has it loaded, and its library libnvidia-ml.so.none is not here" in fault
+    assert "docker's --gpus all, apptainer's --nv" in fault

@@ -80,6 +80,34 @@ def test_without_a_gpu_nothing_is_amiss() -> None:
     assert unusable(probe(cuda=None, driver_cuda=None, nccl=False), 0, "") == ("", "")
 
 
+@pytest.mark.parametrize(
+    ("found", "why", "advice"),
+    [
+        (
+            probe(cuda=None, driver_cuda=None),
+            "torch is built without CUDA, and Slurm's nodes have GPUs",
+            "envs TENSORFLOW=tensorflow,",
+        ),
+        (
+            probe(versions={"tensorflow-cpu": "2.21"}, cuda=None, driver_cuda=None),
+            "tensorflow-cpu is built without CUDA, and Slurm's nodes have GPUs",
+            "tensorflow[and-cuda]",
+        ),
+        (
+            probe(driver_cuda=None, nccl=False),
+            "Horovod is built without NCCL, and Slurm's nodes have GPUs",
+            "HOROVOD_GPU_OPERATIONS=NCCL trainers/horovod.sh",
+        ),
+        # A login node has no driver, and need not have one.
+        (probe(driver_cuda=None, nccl=True), "", ""),
+    ],
+)
+def test_on_a_login_node_the_gpus_are_those_of_the_nodes(found: Probe, why: str, advice: str) -> None:
+    told, mend = unusable(found, 0, "", slurm_gpus=32)
+    assert told == why
+    assert advice in mend
+
+
 @pytest.mark.slow
 def test_the_doctor_asks_each_interpreter_what_it_sees(nvml_standin: Path) -> None:
     """Eight GPUs, one in MIG mode, that only NVML knows of: no framework here can see one, and each must say why."""
