@@ -6,6 +6,7 @@ import pandas as pd
 
 from scalestudy.analysis.metrics import WORK
 from scalestudy.analysis.steadiness import apart
+from scalestudy.trainers.trainer import TRAINERS
 
 # What a workload does not say, and must be equal all the same, with its words.
 _GUARDED = {
@@ -45,6 +46,16 @@ def traps(trials: pd.DataFrame) -> Iterator[tuple[str, str, str]]:
     # On purpose where the study asks for a rank on every hardware thread, and still not what a core each would give.
     for row in ok[ok.sharing_ranks > 0].itertuples():
         yield row.trial, "shared cores", f"{row.sharing_ranks:.0f} ranks; lower threads_per_device or devices_per_node"
+    # XLA runs the CPU devices of one process one after the other.
+    of_one_process = [name for name, entry in TRAINERS.items() if not entry.process_per_device]
+    in_turns = (
+        ok.trainer.isin(of_one_process)
+        & (ok.device == "cpu")
+        & (ok.execution == "compiled")
+        & (ok.world_size > ok.nodes)
+    )
+    for row in ok[in_turns].itertuples():
+        yield row.trial, "in turns", f"{row.world_size // row.nodes} devices a process; use execution: graph"
     for row in ok[ok.far_ranks > 0].itertuples():
         yield row.trial, "far from GPU", f"{row.far_ranks:.0f} rank{'s' if row.far_ranks > 1 else ''}"
     for row in ok[ok.changed_at.notna()].itertuples():

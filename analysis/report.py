@@ -365,6 +365,8 @@ _NOTICES = {
     "without": "stopped after the timed windows, which stand, and did not measure what was to follow",
     "short": "ended after too short a time to be believed",
     "shared cores": "had ranks share the hardware threads of a core: its efficiency is in part that of hyper-threading",
+    "in turns": "had its devices compute one after the other, as XLA does on a CPU: what reads as slower computing at "
+    "more devices is that, and no scaling",
     "far from GPU": "had ranks on CPUs of another NUMA node than their GPU: copies to it take the longer way",
     "ranks": "left reports of some devices alone",
     "changed": "changed in step time while timed",

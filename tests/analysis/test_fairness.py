@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -164,6 +165,26 @@ def test_shared_cores_and_distant_gpus_are_named(make_trial: MakeTrial, make_rec
         (2, "far from GPU"): "1 rank",
         (4, "shared cores"): "2 ranks; lower threads_per_device or devices_per_node",
     }
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({}, True),
+        ({"world_size": 1}, False),
+        ({"execution": "graph"}, False),
+        ({"device": "gpu"}, False),
+        ({"trainer": "tf-multiworker"}, False),
+    ],
+)
+def test_devices_that_compute_in_turns_are_named(
+    make_trial: MakeTrial, make_record: MakeRecord, changes: dict[str, Any], named: bool
+) -> None:
+    trial = make_trial(trainer="tf-mirrored", world_size=2)
+    trial = trial.model_copy(update={"execution": "compiled"} | changes)
+    trials = metrics.with_throughput(frames([make_record(trial, 1.0)], Path("/nowhere")).trials)
+    found = [(kind, text) for _, kind, text in fairness.traps(trials) if kind == "in turns"]
+    assert found == ([("in turns", "2 devices a process; use execution: graph")] if named else [])
 
 
 def test_hardware_threads_are_not_set_against_cores(make_trial: MakeTrial, make_record: MakeRecord) -> None:
