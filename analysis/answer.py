@@ -6,6 +6,7 @@ from typing import Any
 import pandas as pd
 
 from scalestudy.analysis.metrics import CAUSES, WORK
+from scalestudy.analysis.shares import ratio, share
 
 # Below this share of the reference's throughput per device, added devices are said to be poorly used.
 EFFICIENCY_FLOOR = 0.8
@@ -172,15 +173,18 @@ def _hidden(row: Any) -> Iterator[str]:
     if pd.isna(row.hidden):
         return
     alone = f"{row.exchanged_bytes / 1e6:.3g} MB a step take {1e3 * row.exchange_s:.3g} ms to exchange alone"
-    if row.hidden > 0:
-        yield f"{alone}, {row.hidden:.0%} of which hide behind computing."
+    if row.hidden > 1:
+        # A share above 100 % would be noise told as a finding.
+        yield f"{alone}; how much of it hides is not shown: a step with the exchange took no longer than one without."
+    elif row.hidden > 0:
+        yield f"{alone}, {share(row.hidden)} of which hide behind computing."
     else:
         yield f"{alone} and add {1e3 * row.exposed_s:.3g} ms: exchanging and computing stand in each other's way."
 
 
 def _jitter(row: Any) -> Iterator[str]:
     if row.jitter < 1 - _WORTH_NAMING:
-        yield f"Jitter of the steps alone would leave {row.jitter:.0%}."
+        yield f"Jitter of the steps alone would leave {share(row.jitter)}."
 
 
 def _slowest(row: Any) -> Iterator[str]:
@@ -219,8 +223,9 @@ def _count(steps: float) -> str:
 
 def _share(row: Any) -> str:
     if pd.isna(row.efficiency_low):
-        return f"{row.efficiency:.0%} (measured once, no interval)"
-    return f"{row.efficiency:.0%} (95 % interval {row.efficiency_low:.0%}–{row.efficiency_high:.0%})"
+        return f"{ratio(row.efficiency)[0]} (measured once, no interval)"
+    value, interval = ratio(row.efficiency, row.efficiency_low, row.efficiency_high)
+    return f"{value} (95 % interval {interval})"
 
 
 def devices(count: int) -> str:

@@ -6,6 +6,7 @@ With t the seconds of an all-reduce of `size` bytes over n devices, as nccl-test
     model                t = latency + size / bandwidth (Hockney 1994), least squares of relative errors
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,11 @@ import pandas as pd
 from scipy.optimize import nnls
 
 from scalestudy.analysis import figures
+from scalestudy.analysis.canvas import save_png
 from scalestudy.analysis.frames import read_records, trial_row
 from scalestudy.analysis.laws import Values, resampled
 from scalestudy.analysis.metrics import CONFIDENCE, median_intervals
-from scalestudy.trainers.files import COLLECTIVES, record_paths
+from scalestudy.trainers.files import COLLECTIVES, DamagedError, record_paths
 from scalestudy.trainers.record import Record
 
 # One line in a plot: one trainer's collective among as many devices, placed alike.
@@ -28,28 +30,33 @@ _RESAMPLES = 199
 
 @dataclass(frozen=True, kw_only=True)
 class Written:
-    """A row a line, see `fits`, and the plot of them."""
+    """A row a line, see `fits`, the plot of them where there is anything to draw, and records that cannot be read."""
 
     fits: pd.DataFrame
-    figure: Path
+    figure: Path | None
+    damaged: Sequence[DamagedError]
 
 
 def write(out: Path) -> Written:
     """Write collectives.csv, collectives.parquet and the plot from a study's sweeps."""
-    table = read(out)
+    damaged: list[DamagedError] = []
+    table = read(out, damaged)
     table.to_csv(out / "collectives.csv", index=False)
     table.to_parquet(out / "collectives.parquet", index=False)
     found = fits(table)
-    figure = out / "figures" / "collectives.png"
-    if len(table):
+    figure = out / "figures" / "collectives.png" if len(table) else None
+    if figure:
         figure.parent.mkdir(exist_ok=True)
-        figures.collectives(points(table), found).savefig(figure, dpi=110)
-    return Written(fits=found, figure=figure)
+        save_png(figures.collectives(points(table), found), figure)
+    return Written(fits=found, figure=figure, damaged=damaged)
 
 
-def read(out: Path) -> pd.DataFrame:
-    """Return a row a sweep and size: `LINE`, repeat, size_bytes, time_s and the two bandwidths."""
-    records = read_records(record_paths(out / COLLECTIVES), [])
+def read(out: Path, damaged: list[DamagedError] | None = None) -> pd.DataFrame:
+    """Return a row a sweep and size: `LINE`, repeat, size_bytes, time_s and the two bandwidths.
+
+    Records that cannot be read are added to `damaged`.
+    """
+    records = read_records(record_paths(out / COLLECTIVES), [] if damaged is None else damaged)
     rows = [row for record in records if record.outcome == "ok" for row in _rows(record)]
     table = pd.DataFrame(rows, columns=[*LINE, "trial", "repeat", "size_bytes", "time_s"])
     algorithm = table.size_bytes / table.time_s
@@ -71,6 +78,8 @@ def points(table: pd.DataFrame) -> pd.DataFrame:
 def fits(table: pd.DataFrame) -> pd.DataFrame:
     """Return a row a line: latency_s and bandwidth_bytes_per_s with intervals (_low, _high; none from one repeat).
 
+    Both are NaN where the times tell nothing of them: small messages that take no longer than their size says, or large
+    ones that take no longer than small ones.
     rms_residual is the typical relative error of the two-parameter model; best_bus_bytes_per_s the highest median bus
     bandwidth, best_size_bytes where it was.
     """
@@ -83,16 +92,18 @@ def fits(table: pd.DataFrame) -> pd.DataFrame:
         if len(sizes) > len(np.unique(sizes)):
             rng = np.random.default_rng(0)
             drawn = [_fit(sizes, resampled(sizes, times, rng)) for _ in range(_RESAMPLES)]
+            # One draw that tells nothing leaves an end unknown.
             ends = np.percentile(drawn, [50 * (1 - CONFIDENCE), 50 * (1 + CONFIDENCE)], axis=0)
+            ends[ends <= 0] = np.nan
         own = medians[(medians[LINE] == list(key)).all(axis=1)]
         best = own.loc[own.bus_bytes_per_s.idxmax()]
         rows.append(
             dict(zip(LINE, key, strict=True))
             | {
-                "latency_s": latency_s,
+                "latency_s": latency_s or np.nan,
                 "latency_s_low": ends[0, 0],
                 "latency_s_high": ends[1, 0],
-                "bandwidth_bytes_per_s": 1 / s_per_byte,
+                "bandwidth_bytes_per_s": 1 / (s_per_byte or np.nan),
                 "bandwidth_bytes_per_s_low": 1 / ends[1, 1],
                 "bandwidth_bytes_per_s_high": 1 / ends[0, 1],
                 "rms_residual": float(np.sqrt(np.mean(((latency_s + sizes * s_per_byte) / times - 1) ** 2))),
@@ -117,7 +128,7 @@ def _rows(record: Record) -> list[dict[str, Any]]:
 
 
 def _fit(sizes: Values, times: Values) -> Values:
-    """Return latency and seconds a byte, neither below zero."""
+    """Return latency and seconds a byte, neither below zero; 0 where the times tell nothing of it."""
     terms = np.stack([np.ones_like(sizes), sizes], axis=1) / times[:, None]
     found: Values = nnls(terms, np.ones_like(times))[0]
-    return np.maximum(found, [0, np.finfo(float).tiny])
+    return found

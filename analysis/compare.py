@@ -1,6 +1,7 @@
 """Two result folders against each other: what differs between their environments, and what got faster or slower."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,14 @@ import pandas as pd
 from scalestudy.analysis import figures, metrics
 from scalestudy.analysis.fairness import guarded
 from scalestudy.analysis.report import Facts, as_image, page, read_study
+from scalestudy.analysis.shares import share
+from scalestudy.trainers.files import DamagedError
 
 # What must be equal for a point of one folder to be that of the other. Not the launcher: it is part of the environment.
 MATCH = ["workload", "scaling", "device", "trainer", "execution", "options", "series", "world_size"]
+# What Markdown, or GitHub's of it, would take for markup; within a word `_` is itself.
+_MARKS = re.compile(r"[\\`*<>\[\]|$~&]|(?<!\w)_|_(?!\w)")
+_MOST_DAMAGED = 5
 SLOWER, FASTER, ALIKE = "slower", "faster", "no difference shown"
 
 
@@ -23,7 +29,8 @@ class Comparison:
 
     environment: what differs, by subject, of both. unlike: what is not compared, not being the same work. points: a row
     a point that both have measured, see `changes`.
-    base_only, new_only: points that the other has not; lost: those that it tried, and every trial failed.
+    base_only, new_only: points that the other has not; lost: those that it tried, and every trial failed. damaged: the
+    records of both that cannot be read, with the reason.
     """
 
     base: Path
@@ -35,6 +42,7 @@ class Comparison:
     lost: pd.DataFrame
     base_only: pd.DataFrame
     new_only: pd.DataFrame
+    damaged: Sequence[DamagedError] = ()
 
     @property
     def regressions(self) -> pd.DataFrame:
@@ -49,7 +57,7 @@ class Comparison:
 
 def compare(base: Path, new: Path, tolerance: float) -> Comparison:
     """Match two folders point by point; raises ValueError where one of them holds no record."""
-    (base_facts, base_trials), (new_facts, new_trials) = map(_read, (base, new))
+    (base_facts, base_trials, base_damaged), (new_facts, new_trials, new_damaged) = map(_read, (base, new))
     together, unlike = guarded(
         pd.concat([base_trials.assign(side="base"), new_trials.assign(side="new")], ignore_index=True)
     )
@@ -67,6 +75,7 @@ def compare(base: Path, new: Path, tolerance: float) -> Comparison:
         lost=missing.merge(_points_of(new_trials), on=MATCH),
         base_only=_only(missing, _points_of(new_trials)),
         new_only=_only(new_keys, base_keys),
+        damaged=[*base_damaged, *new_damaged],
     )
 
 
@@ -102,9 +111,11 @@ def changes(base: pd.DataFrame, new: pd.DataFrame) -> pd.DataFrame:
 
 def markdown(found: Comparison) -> str:
     """Return the comparison as a Markdown text: the environments first."""
-    lines = [f"# {found.new} against {found.base}", "", "## What differs between them", ""]
-    lines += [f"* {subject}: {there} → {here}" for subject, (there, here) in found.environment.items()]
-    lines += ["", "## What came of it", "", *(f"* {sentence}" for sentence in summary(found)), ""]
+    lines = [f"# {_plain(found.new)} against {_plain(found.base)}", "", "## What differs between them", ""]
+    lines += [
+        f"* {_plain(subject)}: {_plain(there)} → {_plain(here)}" for subject, (there, here) in found.environment.items()
+    ]
+    lines += ["", "## What came of it", "", *(f"* {_plain(sentence)}" for sentence in summary(found)), ""]
     lines += [
         "| | workload | trainer | devices | base, images/s | new, images/s | new / base | 95 % interval | faster |"
     ]
@@ -113,12 +124,12 @@ def markdown(found: Comparison) -> str:
         interval = "–" if np.isnan(row.ratio_low) else f"{row.ratio_low:.3f}–{row.ratio_high:.3f}"
         verdict = f"**{row.verdict}**" if row.verdict != ALIKE else row.verdict
         lines.append(
-            f"| {verdict} | {row.workload} | {row.series} | {row.world_size} | {_rate(row.base)} | {_rate(row.new)} "
-            f"| {row.ratio:.3f} | {interval} | {row.superiority:.0%} |"
+            f"| {verdict} | {_plain(row.workload)} | {_plain(row.series)} | {row.world_size} "
+            f"| {_rate(row.base)} | {_rate(row.new)} | {row.ratio:.3f} | {interval} | {share(row.superiority)} |"
         )
     for title, rows in _unmatched(found).items():
         lines += ["", f"## {title}", ""]
-        lines += [f"* {row.workload}: {row.series} on {row.world_size}" for row in rows.itertuples()]
+        lines += [f"* {_plain(row.workload)}: {_plain(row.series)} on {row.world_size}" for row in rows.itertuples()]
     return "\n".join(lines) + "\n"
 
 
@@ -137,14 +148,17 @@ def html(found: Comparison) -> str:
 def summary(found: Comparison) -> list[str]:
     """Return in sentences what got faster, what slower, and of what nothing is shown."""
     said = list(found.unlike)
-    for verdict, share in ((SLOWER, "lost"), (FASTER, "won")):
+    said += [f"A record cannot be read and is left out: {error}." for error in found.damaged[:_MOST_DAMAGED]]
+    if len(found.damaged) > _MOST_DAMAGED:
+        said.append(f"{len(found.damaged) - _MOST_DAMAGED} more cannot be read.")
+    for verdict, did in ((SLOWER, "lost"), (FASTER, "gained")):
         rows = found.points[found.points.verdict == verdict]
         if len(rows):
             furthest = rows.loc[(rows.ratio - 1).abs().idxmax()]
             said.append(
                 f"{len(rows)} of {_count(len(found.points), 'point')} {'is' if len(rows) == 1 else 'are'} {verdict}; "
-                f"{furthest.series} on {_count(furthest.world_size, 'device')} {share} most: "
-                f"{abs(furthest.ratio - 1):.1%} of its throughput ({furthest.workload})."
+                f"{furthest.series} on {_count(furthest.world_size, 'device')} {did} most: "
+                f"{_change(furthest.ratio)} ({furthest.workload})."
             )
     alike = int((found.points.verdict == ALIKE).sum())
     if alike:
@@ -170,9 +184,9 @@ def summary(found: Comparison) -> list[str]:
     return said
 
 
-def _read(out: Path) -> tuple[Facts, pd.DataFrame]:
-    facts, found, _ = read_study(out)
-    return facts, metrics.with_throughput(found.trials)
+def _read(out: Path) -> tuple[Facts, pd.DataFrame, list[DamagedError]]:
+    facts, found, damaged = read_study(out)
+    return facts, metrics.with_throughput(found.trials), damaged
 
 
 def _differences(base: Facts, new: Facts) -> dict[str, tuple[str, str]]:
@@ -204,6 +218,15 @@ def _unmatched(found: Comparison) -> dict[str, pd.DataFrame]:
         "In the new one alone": found.new_only,
     }
     return {title: rows for title, rows in titled.items() if len(rows)}
+
+
+def _plain(text: object) -> str:
+    """Return text of users as Markdown that shows it as it is."""
+    return _MARKS.sub(r"\\\g<0>", " ".join(str(text).split()))
+
+
+def _change(ratio: float) -> str:
+    return f"{1 - ratio:.1%} of its throughput" if ratio < 1 else f"{ratio:.3f}× its throughput"
 
 
 def _rate(images_per_s: float) -> str:

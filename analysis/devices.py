@@ -339,7 +339,8 @@ def _cpu_notices(record: Record, node: Node) -> Iterator[tuple[str, str]]:
     ):
         if cpus:
             gained = np.diff(np.interp([start_s, end_s], time_s, _of_cpus(samples, column, cpus)))[0]
-            if (share := gained / (end_s - start_s)) > limit:
+            # The kernel counts in ticks, and may count one too many.
+            if (share := min(gained / (end_s - start_s), 1.0)) > limit:
                 yield kind, text.format(share, node.telemetry.host)
 
 

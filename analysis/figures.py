@@ -8,20 +8,20 @@ import textwrap
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-import matplotlib as mpl
-
-mpl.use("agg")
-
 import numpy as np
 import pandas as pd
+
+# First, so that it is imported as canvas says.
+from scalestudy.analysis.canvas import Figure, style  # isort: skip
 import seaborn as sns
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import (
     FixedFormatter,
     FixedLocator,
     FuncFormatter,
+    LogFormatter,
+    LogFormatterMathtext,
     NullLocator,
     PercentFormatter,
     StrMethodFormatter,
@@ -29,6 +29,7 @@ from matplotlib.ticker import (
 
 from scalestudy.analysis.frames import PHASES
 from scalestudy.analysis.metrics import WORK
+from scalestudy.analysis.shares import share
 
 COLOURS = {
     "torch-ddp": "#D55E00",
@@ -66,18 +67,8 @@ _MOST_SWEPT = 4
 _MOST_RANKS = 16
 _DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (6, 1.5, 1, 1.5)), (0, (3, 1, 1, 1, 1, 1)))
 _HATCHES = ("", "////", "....", "xxxx", "\\\\\\\\", "++++")
+_SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 _EXECUTION_DASHES = {"eager": (0, (1, 1.5)), "graph": (0, (5, 2)), "compiled": "-"}
-_STYLE: dict[Any, Any] = {
-    "axes.grid": True,
-    "axes.titlelocation": "left",
-    "axes.titlesize": 10,
-    "axes.labelsize": 10,
-    "font.size": 10,
-    "grid.color": "#e6e6e6",
-    "svg.fonttype": "none",
-    # The same figure twice is the same file twice.
-    "svg.hashsalt": "scalestudy",
-}
 
 
 def speedup(points: pd.DataFrame) -> Figure:
@@ -182,7 +173,9 @@ def overlap(points: pd.DataFrame) -> Figure:
                 edgecolor="white",
             )
             longest = 1e3 * max(row.exchange_s, row.exposed_s)
-            said = f"{row.hidden:.0%} hidden" if row.hidden >= 0 else f"none hidden: {1 - row.hidden:.1f}×"
+            said = f"{share(row.hidden)} hidden" if row.hidden >= 0 else f"none hidden: {1 - row.hidden:.1f}×"
+            if row.hidden > 1:
+                said = "not shown: adds nothing"
             axes.annotate(said, (longest, place), xytext=(5, 0), textcoords="offset points", va="center", fontsize=8.5)
         axes.set_yticks(range(len(present)), map(_wrapped, present), fontsize=8.5)
         axes.set_xlim(0, 1.6e3 * rows[["exchange_s", "exposed_s"]].max().max())
@@ -234,7 +227,8 @@ def stragglers(ranks: pd.DataFrame) -> Figure:
         axes.set_ylim(0, 1.3e3 * rows.p95_s.max())
         first = rows.iloc[0]
         axes.set_xlabel(
-            f"lost to jitter alone {1 - first.jitter:.1%}, to stepping together {1 - first.together:.1%}", fontsize=9
+            f"lost to jitter alone {share(1 - first.jitter, 1)}, to stepping together {share(1 - first.together, 1)}",
+            fontsize=9,
         )
         axes.set_ylabel("step alone (ms)")
         axes.grid(visible=False, axis="x")
@@ -412,7 +406,7 @@ def changes(compared: pd.DataFrame, tolerance: float) -> Figure:
     """Draw each point's throughput in one folder over that in another, with the tolerance shaded."""
     looks = _looks(compared)
     rows = compared.sort_values(["workload", "series", "world_size"], ascending=False).head(_MOST_POINTS)
-    with sns.axes_style("whitegrid", rc=_STYLE), mpl.rc_context(_STYLE):
+    with style():
         figure = Figure(figsize=(9.5, 1.5 + 0.42 * len(rows)), layout="constrained")
         axes = figure.subplots()
         for place, row in enumerate(rows.itertuples()):
@@ -629,7 +623,7 @@ def collectives(points: pd.DataFrame, fitted: pd.DataFrame) -> Figure:
     placed = points.groupby(["world_size", "devices_per_node"], sort=True)
     panels = list(placed)[-_MOST_SWEPT:]
     several = points.nodes.max() > 1
-    with sns.axes_style("whitegrid", rc=_STYLE), mpl.rc_context(_STYLE):
+    with style():
         figure = Figure(figsize=(11, 3.4 * len(panels) + 0.9), layout="constrained")
         grid = figure.subplots(len(panels), 2, squeeze=False)
         legend: dict[str, Any] = {}
@@ -637,15 +631,15 @@ def collectives(points: pd.DataFrame, fitted: pd.DataFrame) -> Figure:
             for series in _series(group):
                 rows = group[group.series == series]
                 trainer = rows.trainer.iloc[0]
-                style = {
+                look = {
                     "color": COLOURS[trainer],
                     "marker": MARKERS[trainer],
                     "markersize": 4.5,
                     "linewidth": 1.4,
                     "label": series,
                 }
-                left.plot(rows.size_bytes, 1e3 * rows.time_s, **style)
-                right.plot(rows.size_bytes, rows.bus_bytes_per_s / 1e9, **style)
+                left.plot(rows.size_bytes, 1e3 * rows.time_s, **look)
+                right.plot(rows.size_bytes, rows.bus_bytes_per_s / 1e9, **look)
                 right.fill_between(
                     rows.size_bytes,
                     rows.bus_bytes_per_s_low / 1e9,
@@ -655,7 +649,8 @@ def collectives(points: pd.DataFrame, fitted: pd.DataFrame) -> Figure:
                     linewidth=0,
                 )
                 law = fitted.merge(rows[line].drop_duplicates(), on=line).iloc[0]
-                model_s = law.latency_s + rows.size_bytes / law.bandwidth_bytes_per_s
+                # What the times tell nothing of is no part of the model.
+                model_s = np.nan_to_num(law.latency_s) + rows.size_bytes * np.nan_to_num(1 / law.bandwidth_bytes_per_s)
                 left.plot(rows.size_bytes, 1e3 * model_s, color=COLOURS[trainer], linestyle=(0, (2, 2)), linewidth=1)
             nodes = f" on {_nodes(-(-size // per_node))}" if several else ""
             left.set_title(f"{_devices(size)}{nodes}: time (dotted: latency + size / bandwidth)")
@@ -673,6 +668,7 @@ def collectives(points: pd.DataFrame, fitted: pd.DataFrame) -> Figure:
                 axes.xaxis.set_minor_locator(NullLocator())
                 axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: bytes_in_words(int(value))))
                 axes.set_xlabel("size of the message")
+                _plain_ticks(axes)
                 sns.despine(ax=axes)
             legend |= _taken_legend(left)
         figure.suptitle(
@@ -820,12 +816,13 @@ def _panels(
     panels = list(rows.groupby([*WORK, *by], sort=True))
     columns = min(_COLUMNS, len(panels))
     lines = -(-len(panels) // columns)
-    with sns.axes_style("whitegrid", rc=_STYLE), mpl.rc_context(_STYLE):
+    with style():
         figure = Figure(figsize=(max(width * columns, 7), height * lines + 0.9), layout="constrained")
         grid = figure.subplots(lines, columns, squeeze=False)
         legend: dict[str, Any] = {}
         for axes, (key, group) in zip(grid.flat, panels, strict=False):
             draw(axes, group)
+            _plain_ticks(axes)
             sns.despine(ax=axes)
             own = " ".join(filter(None, key[len(WORK) :]))
             words = textwrap.wrap(f"{key[0]}, {key[1]} scaling", 52)
@@ -848,6 +845,28 @@ def _panels(
                 fontsize=9.5,
             )
     return figure
+
+
+class _PlainLog(LogFormatter):
+    """The ticks of a logarithmic axis as text: 0.5, 1,000, 10⁶."""
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        if not super().__call__(x, pos):
+            return ""
+        exponent = round(np.log10(x))
+        if abs(exponent) > 3 and np.isclose(x, 10.0**exponent, rtol=1e-9):
+            return f"10{str(exponent).translate(_SUPERSCRIPTS)}"
+        return f"{x:,.6g}"
+
+
+def _plain_ticks(axes: Axes) -> None:
+    """Replace what would write a formula: no text of a figure is taken for one."""
+    for axis in (axes.xaxis, axes.yaxis):
+        for kind in ("major", "minor"):
+            formatter = getattr(axis, f"get_{kind}_formatter")()
+            if isinstance(formatter, LogFormatterMathtext):
+                plain = _PlainLog(formatter._base, formatter.labelOnlyBase)  # type: ignore[attr-defined]
+                getattr(axis, f"set_{kind}_formatter")(plain)
 
 
 def _taken_legend(axes: Axes) -> dict[str, Any]:

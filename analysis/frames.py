@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from pydantic import ValidationError
 
 from scalestudy.analysis import devices, placement
 from scalestudy.analysis.steadiness import steadiness
-from scalestudy.trainers.files import RECORD_NAME, read_record, record_paths
+from scalestudy.trainers.files import RECORD_NAME, DamagedError, read_record, record_paths
 from scalestudy.trainers.options import changes
 from scalestudy.trainers.record import Memory, RankReport, Record, Window
 from scalestudy.trainers.trainer import series_name
@@ -58,7 +57,7 @@ def record_files(out: Path) -> list[Path]:
     return files
 
 
-def read_records(files: Iterable[Path], damaged: list[Path]) -> Iterator[Record]:
+def read_records(files: Iterable[Path], damaged: list[DamagedError]) -> Iterator[Record]:
     """Yield the records one by one, so that a big study fits into memory; damaged ones are listed instead."""
     # A record is a tree of a thousand small values: the cycle collector walks them all, for nothing, and takes as long
     # as reading them.
@@ -67,8 +66,11 @@ def read_records(files: Iterable[Path], damaged: list[Path]) -> Iterator[Record]
         for file in files:
             try:
                 yield read_record(file.parent)
-            except ValidationError:
-                damaged.append(file)
+            except FileNotFoundError:
+                # Set aside or taken away since the files were listed.
+                continue
+            except DamagedError as error:
+                damaged.append(error)
     finally:
         gc.enable()
 
@@ -146,7 +148,7 @@ def frames(records: Iterable[Record], trials_path: Path) -> Frames:
 def trial_row(trial: Trial) -> dict[str, Any]:
     """Return what a trial is, as a row."""
     data = trial.data
-    source = data.source if data.folder is None else f"{data.source}:{Path(data.folder).name}"
+    source = data.source if data.folder is None else f"{data.source}:{_printable(Path(data.folder).name)}"
     weak = trial.scaling == "weak"
     work = [
         trial.model,
@@ -182,6 +184,11 @@ def trial_row(trial: Trial) -> dict[str, Any]:
         # Trials of one workload are the same work, whoever does it: only those are set against each other.
         "workload": ", ".join(work),
     }
+
+
+def _printable(name: str) -> str:
+    """Return a folder's name with what no page and no figure may hold written out: line breaks, control characters."""
+    return name if name.isprintable() else repr(name)[1:-1]
 
 
 def window_seconds(reports: tuple[RankReport, ...]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:

@@ -25,6 +25,8 @@ Values = NDArray[np.float64]
 # No prediction past so many times the largest size that was measured.
 FURTHEST = 4
 _RESAMPLES = 199
+# The one parameter that is no share, and what is as good as a whole.
+_SCALE, _WHOLE = "one_device", 1 - 1e-6
 # Two laws whose criterion differs by less are as good as each other (Burnham & Anderson 2002, section 2.6).
 _AS_GOOD = 2.0
 
@@ -80,7 +82,8 @@ def fits(trials: pd.DataFrame) -> pd.DataFrame:
     parameters, and intervals of each, NaN from one repeat; rms_residual, the typical relative error of the fit; aicc,
     Akaike's criterion for small samples N ln(RSS / N) + 2 k + 2 k (k + 1) / (N - k - 1), the variance among the k
     (Hurvich & Tsai 1989), of the laws' errors of log throughput; best: the lowest, and those as good as it.
-    predictions: world_size, throughput, low, high, up to 4 times the largest measured.
+    predictions: world_size, throughput, low, high, up to 4 times the largest measured. reason: why a law is none of the
+    best however well it fits, a share of it being at the end of what a share can be.
     """
     rows = []
     for key, group in trials[trials.throughput_images_per_s.notna()].groupby(SERIES, sort=True):
@@ -89,10 +92,10 @@ def fits(trials: pd.DataFrame) -> pd.DataFrame:
         )
         possible = [law for law in LAWS if len(np.unique(sizes)) > law.terms(sizes).shape[1]]
         found = [_fitted(law, sizes, throughputs) for law in possible]
-        lowest = min((row["aicc"] for row in found), default=np.nan)
+        lowest = min((row["aicc"] for row in found if row["reason"] is None), default=np.nan)
         series = dict(zip(SERIES, key, strict=True))
-        rows += [series | row | {"best": row["aicc"] <= lowest + _AS_GOOD} for row in found]
-    columns = [*SERIES, "law", "parameters", "intervals", "rms_residual", "aicc", "predictions", "best"]
+        rows += [series | row | {"best": row["reason"] is None and row["aicc"] <= lowest + _AS_GOOD} for row in found]
+    columns = [*SERIES, "law", "parameters", "intervals", "rms_residual", "aicc", "predictions", "reason", "best"]
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -142,7 +145,7 @@ def _fitted(law: Law, sizes: Values, throughputs: Values) -> dict[str, Any]:
         rng = np.random.default_rng(0)
         drawn = [law.fit(sizes, resampled(sizes, throughputs, rng)) for _ in range(_RESAMPLES)]
         tails = 100 * np.array([(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-        by_name = {name: [law.parameters(one)[name] for one in drawn] for name in parameters}
+        by_name = {name: _possible(name, [law.parameters(one)[name] for one in drawn]) for name in parameters}
         intervals = {name: tuple(np.percentile(values, tails).tolist()) for name, values in by_name.items()}
         ends = np.percentile([law.throughput(at, one) for one in drawn], tails, axis=0)
     predicted = law.throughput(at, coefficients)
@@ -152,8 +155,22 @@ def _fitted(law: Law, sizes: Values, throughputs: Values) -> dict[str, Any]:
         "intervals": intervals,
         "rms_residual": float(np.sqrt(squares / count)),
         "aicc": count * np.log(squares / count) + 2 * fitted + correction,
+        "reason": _at_an_edge(parameters),
         "predictions": pd.DataFrame({"world_size": at, "throughput": predicted, "low": ends[0], "high": ends[1]}),
     }
+
+
+def _at_an_edge(parameters: dict[str, float]) -> str | None:
+    """Return why a law says nothing here: the fit has run into the end of what one of its shares can be."""
+    for name, value in parameters.items():
+        if name != _SCALE and not value < _WHOLE:
+            return f"{name} would be 1 or more: throughput does not grow with devices as this law has it"
+    return None
+
+
+def _possible(name: str, values: list[float]) -> Values:
+    """Return a parameter's draws, those of a share cut off at 1."""
+    return np.array(values) if name == _SCALE else np.minimum(values, 1.0)
 
 
 def resampled(sizes: Values, values: Values, rng: np.random.Generator) -> Values:

@@ -1,7 +1,6 @@
 """Records to a report: results.csv, results.parquet, figures/ and one self-contained report.html."""
 
 import base64
-import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
@@ -10,11 +9,11 @@ from typing import Any
 
 import jinja2
 import pandas as pd
-from matplotlib.figure import Figure
 
-from scalestudy.analysis import answer, collectives, devices, fairness, figures, laws, metrics, placement
+from scalestudy.analysis import answer, collectives, devices, fairness, figures, laws, metrics, placement, shares
+from scalestudy.analysis.canvas import Figure, as_svg, save_png
 from scalestudy.analysis.frames import Frames, frames, read_records, record_files
-from scalestudy.trainers.files import read_record
+from scalestudy.trainers.files import DamagedError, read_record
 from scalestudy.trainers.record import Costs, Record
 from scalestudy.trainers.trainer import series_name
 
@@ -27,7 +26,7 @@ class Written:
     """Where the report is, and which records could not be read."""
 
     html: Path
-    damaged: list[Path]
+    damaged: list[DamagedError]
 
 
 def write_report(out: Path, prices: Mapping[str, float] | None = None) -> Written:
@@ -46,7 +45,7 @@ def write_report(out: Path, prices: Mapping[str, float] | None = None) -> Writte
     compared.to_csv(out / "comparisons.csv", index=False)
     traps = pd.DataFrame(fairness.traps(trials), columns=devices.NOTICE_COLUMNS)
     notices = _notices(pd.concat([traps, found.notices]), trials)
-    swept = collectives.read(out)
+    swept = collectives.read(out, damaged)
     results = metrics.results(trials)
     results.to_csv(out / "results.csv", index=False)
     results.to_parquet(out / "results.parquet", index=False)
@@ -68,7 +67,8 @@ def write_report(out: Path, prices: Mapping[str, float] | None = None) -> Writte
     costs = facts.costs.model_copy(update=dict(prices or {}))
     said = answer.headline(points, compared, metrics.compilation(points, trials)) if len(points) else []
     html.write_text(
-        _page(
+        encoding="utf-8",
+        data=_page(
             facts,
             costs,
             trials,
@@ -80,19 +80,19 @@ def write_report(out: Path, prices: Mapping[str, float] | None = None) -> Writte
             sizes=_sizes(points, fitted),
             swept=collectives.fits(swept).to_dict("records"),
             figures=drawn,
-        )
+        ),
     )
     return Written(html=html, damaged=damaged)
 
 
-def read_study(out: Path) -> tuple["Facts", Frames, list[Path]]:
+def read_study(out: Path) -> tuple["Facts", Frames, list[DamagedError]]:
     """Return what a study's folder says, and the records that are damaged; raises ValueError where no other is."""
     facts = Facts()
-    damaged: list[Path] = []
+    damaged: list[DamagedError] = []
     # One record in memory at a time: the frames keep what the report needs.
     found = frames((facts.seen(record) for record in read_records(record_files(out), damaged)), out / "trials")
     if found.trials.empty:
-        raise ValueError(f"{out}: every record there is damaged, the first is {damaged[0]}; run the study again")
+        raise ValueError(f"{out}: no record there can be read; {damaged[0]}")
     return facts, found, damaged
 
 
@@ -101,7 +101,19 @@ def page(name: str) -> jinja2.Template:
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
-    return environment.from_string(files("scalestudy.analysis").joinpath(name).read_text())
+    environment.filters |= {
+        "share": shares.share,
+        "give_or_take": shares.give_or_take,
+        "off_by": shares.off_by,
+        "ratio": lambda row, name, digits=0: shares.ratio(*_with_ends(row, name), digits),
+        "known": lambda row, name: row[f"{name}_low"] == row[f"{name}_low"],
+        "ends": lambda row, name: shares.ends(row[f"{name}_low"], row[f"{name}_high"]),
+    }
+    return environment.from_string(files("scalestudy.analysis").joinpath(name).read_text(encoding="utf-8"))
+
+
+def _with_ends(row: Mapping[str, Any], name: str) -> tuple[float, float, float]:
+    return row[name], row[f"{name}_low"], row[f"{name}_high"]
 
 
 class Facts:
@@ -167,19 +179,21 @@ class Facts:
 
 def _save(figure: Figure, path: Path) -> str:
     """Write PATH.png and PATH.svg; return the latter as a data URI."""
-    figure.savefig(path.with_suffix(".png"), dpi=110)
+    save_png(figure, path.with_suffix(".png"))
     # The layout is found and costs as much as the drawing.
     figure.set_layout_engine("none")
-    image = as_image(figure)
-    path.with_suffix(".svg").write_bytes(base64.b64decode(image.partition(",")[2]))
-    return image
+    image = as_svg(figure)
+    path.with_suffix(".svg").write_bytes(image)
+    return _uri(image)
 
 
 def as_image(figure: Figure) -> str:
     """Return the figure as a data URI."""
-    svg = io.BytesIO()
-    figure.savefig(svg, format="svg", metadata={"Date": None})
-    return f"data:image/svg+xml;base64,{base64.b64encode(svg.getvalue()).decode()}"
+    return _uri(as_svg(figure))
+
+
+def _uri(svg: bytes) -> str:
+    return f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}"
 
 
 def _draw(
@@ -203,7 +217,7 @@ def _draw(
     compiled = metrics.compilation(points, trials)
     if len(compiled):
         drawn["compilation"] = figures.compilation(points, compiled)
-    if len(fitted):
+    if fitted.best.any():
         drawn["laws"] = figures.laws(points, fitted)
     if points.joules_per_image.notna().any():
         drawn["energy"] = figures.energy(points)
@@ -247,7 +261,7 @@ def _draw_devices(found: Frames, trials: pd.DataFrame, trials_path: Path) -> dic
 
 
 def _page(
-    facts: Facts, costs: Costs, trials: pd.DataFrame, points: pd.DataFrame, damaged: list[Path], **parts: Any
+    facts: Facts, costs: Costs, trials: pd.DataFrame, points: pd.DataFrame, damaged: list[DamagedError], **parts: Any
 ) -> str:
     ok = trials[trials.outcome == "ok"]
     return page("report.html.j2").render(
@@ -320,7 +334,13 @@ def _sizes(points: pd.DataFrame, fitted: pd.DataFrame) -> list[dict[str, Any]]:
     several = recommended[recommended.measured.map(len) > 1].to_dict("records")
     best = fitted[fitted.best.astype(bool)]
     by_series = {key: rows.to_dict("records") for key, rows in best.groupby(metrics.SERIES)} if len(best) else {}
-    return [row | {"laws": by_series.get(tuple(row[column] for column in metrics.SERIES), [])} for row in several]
+    # Where every law that could be fitted has run into an edge, why; of too few world sizes none was.
+    refused = fitted[fitted.reason.notna()].groupby(metrics.SERIES).reason.first() if len(fitted) else {}
+    keys = [tuple(row[column] for column in metrics.SERIES) for row in several]
+    return [
+        row | {"laws": by_series.get(key, []), "no_law": refused.get(key, "too few world sizes")}
+        for row, key in zip(several, keys, strict=True)
+    ]
 
 
 def _notices(notices: pd.DataFrame, trials: pd.DataFrame) -> list[dict[str, Any]]:

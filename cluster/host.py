@@ -146,7 +146,7 @@ def interface_of(address: str) -> str | None:
 def process_age_s() -> float:
     """Return the seconds since this process began, by its own host's clock."""
     # Field 22 of proc(5)'s stat, in clock ticks since the boot; the name in field 2 may hold spaces.
-    started_ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+    started_ticks = int(Path("/proc/self/stat").read_bytes().rpartition(b")")[2].split()[19])
     return time.clock_gettime(time.CLOCK_BOOTTIME) - started_ticks / os.sysconf("SC_CLK_TCK")
 
 
@@ -157,7 +157,7 @@ def peak_resident_bytes() -> int:
 
 def _cpu_model() -> str:
     with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()

@@ -59,7 +59,7 @@ class HostCounters:
         }
 
     def _of_ports(self, counter: str) -> list[int]:
-        return [_IB_WORD_BYTES * int((port / counter).read_text()) for port in self._ports.values()]
+        return [_IB_WORD_BYTES * int((port / counter).read_text(encoding="utf-8")) for port in self._ports.values()]
 
 
 class _RaplZone:
@@ -67,7 +67,7 @@ class _RaplZone:
 
     def __init__(self, path: Path) -> None:
         self._path = path / "energy_uj"
-        self._range_uj = int((path / "max_energy_range_uj").read_text())
+        self._range_uj = int((path / "max_energy_range_uj").read_text(encoding="utf-8"))
         self._last_uj = self._read_uj()
         self._sum_uj = 0
 
@@ -79,7 +79,7 @@ class _RaplZone:
         return self._sum_uj / 1e6
 
     def _read_uj(self) -> int:
-        return int(self._path.read_text())
+        return int(self._path.read_text(encoding="utf-8"))
 
 
 def _readable_zones(powercap: Path, missing: dict[str, str]) -> list[Path]:
@@ -96,7 +96,7 @@ def _readable_zones(powercap: Path, missing: dict[str, str]) -> list[Path]:
         missing["host energy_j"] = f"{powercap}: no RAPL zone of a processor package there"
     try:
         for zone in found:
-            (zone / "energy_uj").read_text()
+            (zone / "energy_uj").read_text(encoding="utf-8")
     except OSError as error:
         missing["host energy_j"] = f"{error.filename}: {error.strerror}"
         return []
@@ -104,7 +104,7 @@ def _readable_zones(powercap: Path, missing: dict[str, str]) -> list[Path]:
 
 
 def _name(zone: Path) -> str:
-    return (zone / "name").read_text().strip()
+    return (zone / "name").read_text(encoding="utf-8").strip()
 
 
 def _of_nics(network: Mapping[str, Any], nics: list[str], counter: str) -> list[int | None]:

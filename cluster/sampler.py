@@ -48,7 +48,7 @@ def main() -> None:
         "interfaces": counters.interfaces,
         "missing": {**counters.missing, **gpus.missing},
     }
-    sys.stdout.write(telemetry.model_copy(update=filled_in).model_dump_json())
+    sys.stdout.buffer.write(telemetry.model_copy(update=filled_in).model_dump_json().encode())
 
 
 def _told_to_stop(wait_s: float) -> bool:

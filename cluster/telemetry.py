@@ -1,5 +1,7 @@
 """What a node's devices did during a trial: who samples it, and what is known of the samples."""
 
+import json
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -70,13 +72,14 @@ class Sampling:
 
     def __init__(self, folder: Path, node_rank: int, host: str, rate_hz: float) -> None:
         # By number too: two nodes of one name are two nodes.
-        self._none = Telemetry(host=host, file=f"telemetry-{node_rank}-{host}.parquet", rate_hz=rate_hz)
-        command = ["-m", "scalestudy.cluster.sampler", str(folder), self._none.model_dump_json(), repr(EPOCH_S)]
-        self._process: subprocess.Popen[str] | None = None
+        name = re.sub(r"[^A-Za-z0-9._-]", "_", host)
+        self._none = Telemetry(host=host, file=f"telemetry-{node_rank}-{name}.parquet", rate_hz=rate_hz)
+        # As ASCII: an argument is written in the locale's encoding.
+        asked = json.dumps(self._none.model_dump(mode="json"))
+        command = ["-m", "scalestudy.cluster.sampler", str(folder), asked, repr(EPOCH_S)]
+        self._process: subprocess.Popen[bytes] | None = None
         with suppress(OSError):
-            self._process = subprocess.Popen(
-                [sys.executable, *command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-            )
+            self._process = subprocess.Popen([sys.executable, *command], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
     def stop(self) -> Telemetry:
         """End the sampler and return what it says of its samples, or why it says nothing."""
@@ -84,7 +87,7 @@ class Sampling:
             return self._failed("the sampler could not be started")
         try:
             # A word, not the end of the pipe: who forked meanwhile holds it open.
-            said, _ = self._process.communicate("stop\n", timeout=_STOP_S)
+            said, _ = self._process.communicate(b"stop\n", timeout=_STOP_S)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.communicate()

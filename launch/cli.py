@@ -1,10 +1,13 @@
 """The command line. Nothing heavy is imported before the command that needs it."""
 
+import io
 import signal
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
@@ -26,21 +29,46 @@ app = typer.Typer(
     help="How many GPUs should this training job use, where does its scaling break, which framework is faster here?",
 )
 
-StudyFile = Annotated[Path, typer.Argument(metavar="STUDY.yaml", help="The study file.", show_default=False)]
+
+def _home(path: Path | None) -> Path | None:
+    """Expand `~`, which a shell leaves alone in --out=~/x and in quotes; every path of the command line comes by."""
+    from scalestudy.launch.errors import InputError
+
+    if path is None:
+        return None
+    try:
+        # What is written there, tables, records and pages, names it in UTF-8.
+        str(path).encode()
+        return path.expanduser()
+    except RuntimeError:
+        raise InputError(f"{path}: there is no such user's home") from None
+    except UnicodeEncodeError:
+        raise InputError(f"{path}: is a name that is not UTF-8; rename it, or set a UTF-8 locale") from None
+
+
+StudyFile = Annotated[
+    Path, typer.Argument(metavar="STUDY.yaml", help="The study file.", show_default=False, callback=_home)
+]
 Out = Annotated[
     Path | None,
-    typer.Option("--out", help="Where records go; a run there goes on where the last one stopped."),
+    typer.Option("--out", help="Where records go; a run there goes on where the last one stopped.", callback=_home),
 ]
+OutFolder = Annotated[Path, typer.Argument(metavar="OUT", help="A study's output folder.", callback=_home)]
 
 
 def main() -> None:
     """Run a command; whatever the user can mend ends in one line and exit code 2."""
     from scalestudy.launch.errors import InputError
 
+    for stream in (sys.stdout, sys.stderr):
+        # A console that has no × shows \\xd7. Who asked for something else by PYTHONIOENCODING gets that.
+        if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
+            stream.reconfigure(errors="backslashreplace")
     try:
         app()
     except (InputError, OSError) as error:
-        print(f"scalestudy: {error}", file=sys.stderr)
+        lines = str(error).split("\n")
+        print("scalestudy: " + "\n".join(map(_printable, lines)), file=sys.stderr)
         sys.exit(2)
 
 
@@ -49,7 +77,7 @@ def run(
     study_file: StudyFile,
     launcher: Annotated[str | None, typer.Option(help="Who starts the ranks; the study's own if left out.")] = None,
     out: Out = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the trials and an estimate; run nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would run, and how long; run nothing.")] = False,
     nodes: Annotated[int | None, typer.Option(min=1, help="Only the trials on so many nodes; no report.")] = None,
     repeat: Annotated[int | None, typer.Option(min=1, help="Only this repeat, counted from 1; no report.")] = None,
 ) -> None:
@@ -57,24 +85,24 @@ def run(
 
     Exit code 0: all ok; 1: some trial failed; 2: bad input; 130: stopped.
     """
-    from rich.console import Console
-
     from scalestudy.launch.errors import InputError
     from scalestudy.launch.launcher import check_capacity, nodes_needed
     from scalestudy.launch.launchers import make_launcher
     from scalestudy.launch.runner import Origin, pending
     from scalestudy.launch.study import load_study, resolve, study_trials
+    from scalestudy.launch.yaml_file import read_text
 
-    study, text = load_study(study_file), study_file.read_text()
+    study, text = load_study(study_file), read_text(study_file)
     chosen = make_launcher(launcher or study.launcher, study, study_file)
     topology = chosen.capacity()
     layout = resolve(study, study_file, topology)
     folder = _folder(out, study)
-    console = Console()
-    origin = Origin.of(study.name, text, study.costs)
+    console = _console()
     if study.adaptive and repeat:
         raise InputError(f"--repeat: {study_file}: repeats: which of them run is decided on the way; leave it out")
-    if study.searches_batch and not (dry_run or nodes or repeat):
+    # What it takes to describe this host and this code is not for a dry run.
+    origin = None if dry_run else Origin.of(study.name, text, study.costs)
+    if study.searches_batch and origin and not (nodes or repeat):
         study = _settle_batches(console, study, study_file, layout, folder, chosen, origin)
     trials = [
         trial
@@ -83,8 +111,8 @@ def run(
     ]
     if not chosen.elastic:
         check_capacity(trials, study_file, chosen.name, topology)
-    if dry_run:
-        _list_trials(console, trials, folder)
+    if origin is None:
+        _list_points(trials, folder)
         return
     folder.create(study.name)
     share = f"nodes-{nodes or 'any'}-repeat-{repeat or 'any'}" if nodes or repeat else None
@@ -96,11 +124,10 @@ def run(
             # A job that goes back to the queue starts when there are enough nodes again.
             _ignore_stops()
             how = chosen.resume(advanced=len(pending(trials, folder)) < left_at_first)
-            console.print(
+            _say(
+                console,
                 f"{len(waiting)} of the trials wait for more nodes than are left; "
                 f"{how or 'run the study again when they are back'}",
-                soft_wrap=True,
-                highlight=False,
             )
     undone = [trial for trial in pending(trials, folder, study.adaptive) if folder.record(trial) is None]
     records = filter(None, map(folder.record, trials))
@@ -120,8 +147,6 @@ def collectives(
 
     Every sum is checked. Exit code 0: all ok; 1: some sweep failed; 2: bad input; 130: stopped.
     """
-    from rich.console import Console
-
     from scalestudy.analysis import collectives as analysis
     from scalestudy.launch.collectives import parse_bytes, sweep_trials
     from scalestudy.launch.errors import InputError
@@ -129,27 +154,30 @@ def collectives(
     from scalestudy.launch.launchers import make_launcher
     from scalestudy.launch.runner import Origin
     from scalestudy.launch.study import load_study, resolve
+    from scalestudy.launch.yaml_file import read_text
     from scalestudy.trainers.trial import Sweep
 
     plan = Sweep(smallest_bytes=parse_bytes("--smallest", smallest), largest_bytes=parse_bytes("--largest", largest))
     if plan.smallest_bytes > plan.largest_bytes:
         raise InputError(f"--smallest: {smallest!r} is above --largest {largest!r}")
-    study = load_study(study_file)
+    study, text = load_study(study_file), read_text(study_file)
     chosen = make_launcher(launcher or study.launcher, study, study_file)
     topology = chosen.capacity()
     trials = sweep_trials(study, study_file, resolve(study, study_file, topology), plan)
     if not chosen.elastic:
         check_capacity(trials, study_file, chosen.name, topology)
-    console = Console()
+    console = _console()
     folder = _folder(out, study)
     folder.create(study.name)
     sweeps = folder.collectives()
     with folder.locked(), _stoppable(console, "collectives", study_file, trials, sweeps, chosen):
-        _run_pending(console, Origin.of(study.name, study_file.read_text(), study.costs), trials, sweeps, chosen, None)
+        _run_pending(console, Origin.of(study.name, text, study.costs), trials, sweeps, chosen, None)
         written = analysis.write(folder.path)
         if len(written.fits):
             _print_fits(console, written.fits)
-        console.print(f"plot: {written.figure}", soft_wrap=True, highlight=False)
+        for damaged in written.damaged:
+            _say(console, f"{damaged}; left out")
+        _say(console, f"plot: {written.figure}" if written.figure else "no sweep ended ok: there is nothing to plot")
         if folder.outcomes():
             _write_report(console, folder)
     if any(record is None or record.outcome not in ("ok", "skipped") for record in map(sweeps.record, trials)):
@@ -169,15 +197,17 @@ def submit(
 
     Submits what is missing: neither trials that have a record, nor what is in a job that is still there.
     """
-    from rich.console import Console
-
     from scalestudy.launch.errors import InputError
-    from scalestudy.launch.folder import StudyFolder
+    from scalestudy.launch.jobs import damaged_jobs
     from scalestudy.launch.study import load_study
 
     study = load_study(study_file)
-    folder = StudyFolder(out or Path("results") / study.name)
-    console = Console(soft_wrap=True, highlight=False, markup=False)
+    folder = _folder(out, study)
+    console = _console()
+    if folder.path.exists():
+        _existing(console, folder.path)
+    for damaged in [*folder.damaged(), *damaged_jobs(folder)]:
+        _say(console, str(damaged))
     chosen = launcher or (study.launcher if study.launcher != "local" else "slurm")
     if chosen == "slurm":
         _submit_to_slurm(console, study, study_file, folder, dry_run)
@@ -188,47 +218,54 @@ def submit(
 
 
 @app.command()
-def fetch(out: Annotated[Path, typer.Argument(metavar="OUT", help="A study's output folder.")]) -> None:
+def fetch(out: OutFolder) -> None:
     """Bring the records of a study home that was submitted to Ray."""
-    from rich.console import Console
+    from scalestudy.launch.errors import InputError
+    from scalestudy.launch.jobs import damaged_jobs, submitted
 
-    from scalestudy.launch import ray_jobs
-    from scalestudy.launch.folder import StudyFolder
-
-    new = ray_jobs.fetch(StudyFolder(out))
-    Console(soft_wrap=True, highlight=False).print(f"{new} trials new in {out}")
+    console = _console()
+    folder = _existing(console, out)
+    for damaged in damaged_jobs(folder):
+        _say(console, damaged)
+    jobs = submitted(folder, "ray")
+    if not jobs:
+        raise InputError(f"{out}: no job of Ray was submitted from there; see scalestudy submit --launcher ray")
+    _say(console, f"{_ray_jobs().fetch(jobs[-1], folder)} trials new in {out}")
+    for error in folder.damaged():
+        _say(console, str(error))
 
 
 @app.command()
-def status(out: Annotated[Path, typer.Argument(metavar="OUT", help="A study's output folder.")]) -> None:
+def status(out: OutFolder) -> None:
     """Show the jobs that were submitted for a study, their state in the queue, and what is done."""
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
     from scalestudy.launch import slurm_jobs
-    from scalestudy.launch.folder import StudyFolder
-    from scalestudy.launch.jobs import submitted
+    from scalestudy.launch.jobs import damaged_jobs, submitted
 
-    folder = StudyFolder(out)
+    console = _console()
+    folder = _existing(console, out)
     rows = slurm_jobs.status(folder)
     if submitted(folder, "ray"):
-        from scalestudy.launch import ray_jobs
-
-        rows += ray_jobs.status(folder)
-    console = Console(highlight=False)
+        rows += _ray_jobs().status(folder)
     if rows:
         table = Table("job", "what", "state", "time", "done", box=None, pad_edge=False)
         for row in rows:
             table.add_row(*map(escape, row))
         console.print(table)
-    counts = ", ".join(f"{count} {outcome}" for outcome, count in sorted(folder.outcomes().items()))
-    console.print(f"records in {folder.path}: {counts or 'none'}", soft_wrap=True)
+    counts = [f"{count} {outcome}" for outcome, count in sorted(folder.outcomes().items())]
+    damaged = folder.damaged()
+    if damaged:
+        counts.append(f"{len(damaged)} that cannot be read")
+    _say(console, f"records in {folder.path}: {', '.join(counts) or 'none'}")
+    for problem in [*damaged, *damaged_jobs(folder)]:
+        _say(console, str(problem))
 
 
 @app.command()
 def report(
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="A study's output folder.")],
+    out: OutFolder,
     price_per_device_hour: Annotated[
         float | None,
         typer.Option(help="Instead of the study's costs.price_per_device_hour.", min=0, show_default=False),
@@ -238,22 +275,19 @@ def report(
     ] = None,
 ) -> None:
     """Write tables, plots, report.html, results.parquet and results.csv from a study's records."""
-    from rich.console import Console
-
-    from scalestudy.launch.folder import StudyFolder
-
     prices = {"price_per_device_hour": price_per_device_hour, "carbon_g_per_kwh": carbon_g_per_kwh}
     given = {name: value for name, value in prices.items() if value is not None}
-    _write_report(Console(), StudyFolder(out), given)
+    console = _console()
+    _write_report(console, _existing(console, out), given)
 
 
 @app.command()
 def compare(
-    base: Annotated[Path, typer.Argument(metavar="BASE", help="The output folder to compare with.")],
-    new: Annotated[Path, typer.Argument(metavar="NEW", help="The output folder of what has changed.")],
+    base: Annotated[Path, typer.Argument(metavar="BASE", help="The output folder to compare with.", callback=_home)],
+    new: Annotated[Path, typer.Argument(metavar="NEW", help="The output folder of what has changed.", callback=_home)],
     tolerance: Annotated[str, typer.Option(help="How much slower is not yet a regression, such as 3%.")] = "0%",
     html: Annotated[
-        Path | None, typer.Option(help="Write the comparison as one page, too.", show_default=False)
+        Path | None, typer.Option(help="Write the comparison as one page, too.", show_default=False, callback=_home)
     ] = None,
 ) -> None:
     """Say in Markdown what got faster or slower between two results, what differs between their environments first.
@@ -270,13 +304,16 @@ def compare(
         raise InputError(f"--tolerance: {error}") from None
     if share >= 1:
         raise InputError(f"--tolerance: {tolerance!r} is not below 100%")
+    for out in (base, new):
+        # On stderr: stdout is the Markdown.
+        _existing(_console(stderr=True), out)
     try:
         found = comparing.compare(base, new, share)
     except ValueError as error:
         raise InputError(str(error)) from None
     print(comparing.markdown(found), end="")
     if html:
-        html.write_text(comparing.html(found))
+        html.write_text(comparing.html(found), encoding="utf-8")
     if found.regressed:
         raise typer.Exit(1)
 
@@ -285,11 +322,12 @@ def compare(
 def doctor(
     study_file: Annotated[
         Path | None,
-        typer.Argument(metavar="[STUDY.yaml]", help="Look into the environments that it names.", show_default=False),
+        typer.Argument(
+            metavar="[STUDY.yaml]", help="Look into the environments that it names.", show_default=False, callback=_home
+        ),
     ] = None,
 ) -> None:
     """Say what this machine has, what is missing for which trainer or launcher, and how to get it."""
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
@@ -306,27 +344,57 @@ def doctor(
             escape(finding.detail),
             escape(finding.advice),
         )
-    Console().print(table)
+    _console().print(table)
 
 
 def _folder(out: Path | None, study: "Study") -> "StudyFolder":
     from scalestudy.launch.folder import StudyFolder
 
-    return StudyFolder(out.expanduser() if out else Path("results") / study.name)
+    return StudyFolder(out or Path("results") / study.name)
+
+
+def _existing(console: "Console", out: Path) -> "StudyFolder":
+    """Return a folder to read from; raises InputError where there is none, or one of another version."""
+    from scalestudy.launch.folder import StudyFolder
+
+    folder = StudyFolder(out)
+    if problem := folder.check():
+        _say(console, problem)
+    return folder
+
+
+def _console(*, stderr: bool = False) -> "Console":
+    from rich.console import Console
+
+    # Paths and names are no markup of numbers, and `:warning:` in one of them is no picture.
+    return Console(highlight=False, emoji=False, stderr=stderr)
+
+
+def _say(console: "Console", text: str) -> None:
+    """Print a line as it is: what a user has named `[bold]` is no markup."""
+    console.print(_printable(text), soft_wrap=True, markup=False)
+
+
+def _printable(line: str) -> str:
+    """Return a line in which no name of a file or study moves the cursor, or breaks the line."""
+    return line if line.isprintable() else "".join(char if char.isprintable() else ascii(char)[1:-1] for char in line)
 
 
 def _print_fits(console: "Console", fits: "DataFrame") -> None:
+    from rich.markup import escape
     from rich.table import Table
+
+    from scalestudy.analysis.shares import NOT_SHOWN, off_by
 
     table = Table("devices", "trainer", "latency", "bandwidth", "best bus bandwidth", "fit", box=None, pad_edge=False)
     for row in fits.itertuples():
         table.add_row(
             str(row.world_size),
-            row.series,
-            f"{1e6 * row.latency_s:,.0f} µs",
-            f"{row.bandwidth_bytes_per_s / 1e9:.3g} GB/s",
+            escape(row.series),
+            f"{1e6 * row.latency_s:,.0f} µs" if row.latency_s > 0 else NOT_SHOWN,
+            f"{row.bandwidth_bytes_per_s / 1e9:.3g} GB/s" if row.bandwidth_bytes_per_s > 0 else NOT_SHOWN,
             f"{row.best_bus_bytes_per_s / 1e9:.3g} GB/s at {row.best_size}",
-            f"off by {row.rms_residual:.0%}",
+            f"off by {off_by(row.rms_residual)}",
         )
     console.print(table)
 
@@ -350,7 +418,7 @@ def _settle_batches(
         settled = settle_batches(study, study_file, layout, tries)
     for asked, found in zip(study.models, settled.models, strict=True):
         if isinstance(found.batch, tuple) and asked != found:
-            console.print(f"{found.name}: batch auto is {found.batch[0]} images a device", highlight=False)
+            _say(console, f"{found.name}: batch auto is {found.batch[0]} images a device")
     return settled
 
 
@@ -396,14 +464,13 @@ def _run_round(
 
     done = [record for trial in trials if (record := folder.record(trial))]
     for damaged in folder.damaged(trials):
-        console.print(f"{damaged}: is damaged; its folder is set aside and the trial runs again", soft_wrap=True)
+        _say(console, f"{damaged}; its folder is set aside and the trial runs again")
     estimate = Estimate(done)
-    console.print(
+    _say(
+        console,
         f"{origin.study_name}: {len(trials)} trials{' at most' if adaptive else ''}, "
         f"{len(done)} done before, {len(todo)} to run, "
         f"about {duration(sum(map(estimate.seconds, todo)))}; records in {folder.path}",
-        soft_wrap=True,
-        highlight=False,
     )
     if console.is_terminal and todo:
         with LiveBar(console, todo, estimate) as bar:
@@ -420,18 +487,18 @@ def _submit_to_slurm(
 
     plan = slurm_jobs.plan(study, study_file, folder, os.environ)
     if dry_run:
-        console.print(slurm_jobs.described(plan, folder.path.resolve()))
+        console.print(slurm_jobs.described(plan, folder.path.resolve()), soft_wrap=True, markup=False)
         return
     folder.create(study.name)
     made, alive = slurm_jobs.submit(plan, folder, os.environ)
     for job in alive:
-        console.print(f"job {job.id} ({_job_content(job.nodes)}) is still there")
+        _say(console, f"job {job.id} ({_job_content(job.nodes)}) is still there")
     for job in made:
-        console.print(f"job {job.id} submitted: {_job_content(job.nodes)}")
+        _say(console, f"job {job.id} submitted: {_job_content(job.nodes)}")
     if made:
-        console.print(f"how they are: scalestudy status {folder.path}")
+        _say(console, f"how they are: scalestudy status {folder.path}")
     elif not alive:
-        console.print(f"nothing is missing: all {len(plan.trials)} trials have a record in {folder.path}")
+        _say(console, f"nothing is missing: all {len(plan.trials)} trials have a record in {folder.path}")
 
 
 def _submit_to_ray(
@@ -445,38 +512,60 @@ def _submit_to_ray(
 ) -> None:
     import json
 
-    from scalestudy.launch import ray_jobs
-
+    ray_jobs = _ray_jobs()
     if dry_run:
-        console.print(json.dumps(ray_jobs.job(study, study_file, folder), indent=2))
+        console.print(json.dumps(ray_jobs.job(study, study_file, folder), indent=2), soft_wrap=True, markup=False)
         return
     folder.create(study.name)
     made, new = ray_jobs.submit(study, study_file, folder, address)
-    console.print(f"job {made.id} {'submitted' if new else 'is still there'}: {study.name}, records in {made.results}")
+    _say(console, f"job {made.id} {'submitted' if new else 'is still there'}: {study.name}, records in {made.results}")
     if no_wait:
-        console.print(f"how it is: scalestudy status {folder.path}; its results: scalestudy fetch {folder.path}")
+        _say(console, f"how it is: scalestudy status {folder.path}; its results: scalestudy fetch {folder.path}")
         return
-    ended_well = ray_jobs.follow(made, lambda text: console.print(text, end=""))
-    console.print(f"{ray_jobs.fetch(folder)} trials new in {folder.path}")
+    ended_well = ray_jobs.follow(made, lambda text: console.print(text, end="", soft_wrap=True, markup=False))
+    _say(console, f"{ray_jobs.fetch(made, folder)} trials new in {folder.path}")
     if not ended_well:
         raise typer.Exit(1)
+
+
+def _ray_jobs() -> ModuleType:
+    """Return what is asked of Ray, which takes a second to import, and is an extra."""
+    from scalestudy.launch.errors import InputError
+
+    try:
+        from scalestudy.launch import ray_jobs
+    except ModuleNotFoundError:
+        raise InputError("ray: is not installed here: pip install 'scalestudy[ray]'") from None
+    return ray_jobs
 
 
 def _job_content(nodes: int | None) -> str:
     return "the report" if nodes is None else f"trials on {nodes} node{'s' if nodes > 1 else ''}"
 
 
-def _list_trials(console: "Console", trials: "list[Trial]", folder: "StudyFolder") -> None:
+def _list_points(trials: "list[Trial]", folder: "StudyFolder") -> None:
+    """Say what a run would do, a line a point of the study: its repeats are many, and alike."""
     from scalestudy.launch.progress import Estimate, described, duration
+    from scalestudy.trainers.trainer import series_name
 
-    records = {trial: folder.record(trial) for trial in trials}
+    records = {trial: folder.record(trial) for trial in trials} if folder.trials_path.is_dir() else {}
     estimate = Estimate([record for record in records.values() if record])
-    for trial, record in records.items():
-        state = f"done: {record.outcome}" if record else f"about {duration(estimate.seconds(trial))}"
-        console.print(f"{trial.id}  {described(trial)}  {state}", highlight=False, soft_wrap=True)
-    todo = [trial for trial, record in records.items() if record is None]
-    total_s = sum(map(estimate.seconds, todo))
-    console.print(f"{len(trials)} trials, {len(todo)} to run, about {duration(total_s)}", highlight=False)
+    by_point: dict[Trial, list[Trial]] = {}
+    for trial in trials:
+        by_point.setdefault(trial.model_copy(update={"repeat": 0}), []).append(trial)
+    lines = []
+    for point in sorted(by_point, key=lambda point: (point.model, point.world_size, series_name(point))):
+        repeats = by_point[point]
+        ended = Counter(record.outcome for record in map(records.get, repeats) if record)
+        done = "".join(f", {count} {outcome}" for outcome, count in sorted(ended.items()))
+        which = described(repeats[0], repeats[-1].repeat)
+        each = f"about {duration(estimate.seconds(point))} each"
+        lines.append(f"{which} · {point.per_device_batch} images a device: {len(repeats)} trials{done}, {each}")
+    todo = [trial for trial in trials if records.get(trial) is None]
+    lines.append(f"{len(trials)} trials, {len(todo)} to run, about {duration(sum(map(estimate.seconds, todo)))}")
+    if records:
+        lines += [f"{damaged}; a run sets its folder aside" for damaged in folder.damaged(trials)]
+    print("\n".join(map(_printable, lines)))
 
 
 def _write_report(console: "Console", folder: "StudyFolder", prices: Mapping[str, float] | None = None) -> None:
@@ -488,8 +577,8 @@ def _write_report(console: "Console", folder: "StudyFolder", prices: Mapping[str
     except ValueError as error:
         raise InputError(str(error)) from None
     for damaged in written.damaged:
-        console.print(f"{damaged}: is damaged and left out; run the study again to measure it anew", soft_wrap=True)
-    console.print(f"report: {written.html}", soft_wrap=True, highlight=False)
+        _say(console, f"{damaged}; left out, run the study again to measure it anew")
+    _say(console, f"report: {written.html}")
 
 
 _STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
@@ -529,10 +618,10 @@ def _stoppable(
     except KeyboardInterrupt:
         _ignore_stops()
         how = launcher.resume(advanced=len(pending(trials, folder)) < left_at_first)
-        console.print(
-            f"stopped; the ranks are gone and {folder.path} is whole. "
-            + (how or f"To go on:\n  scalestudy {command} {study_file} --launcher {launcher.name} --out {folder.path}"),
-            soft_wrap=True,
-            highlight=False,
+        _say(
+            console,
+            f"stopped; the ranks are gone and {folder.path} is whole. {how or 'To go on:'}",
         )
+        if not how:
+            _say(console, f"  scalestudy {command} {study_file} --launcher {launcher.name} --out {folder.path}")
         raise typer.Exit(130) from None

@@ -145,7 +145,11 @@ def _trainer(name: str, program: Program, gpus: int, slurm_gpus: int) -> Finding
         return Finding(group="trainer", subject=name, ready=True, detail=detail)
     try:
         told = subprocess.run(
-            [program, "-m", "scalestudy.trainers.probe", name], capture_output=True, text=True, timeout=_PROBE_S
+            [program, "-m", "scalestudy.trainers.probe", name],
+            capture_output=True,
+            encoding="utf-8",
+            errors="backslashreplace",
+            timeout=_PROBE_S,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         return Finding(group="trainer", subject=name, ready=False, detail=f"{program}: {error}")

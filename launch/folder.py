@@ -2,21 +2,38 @@
 
 import errno
 import fcntl
-import json
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Literal
 
-from pydantic import ValidationError
+from pydantic import Field
 
+from scalestudy.cluster.frozen import Frozen
 from scalestudy.launch.errors import InputError
-from scalestudy.trainers.files import COLLECTIVES, RECORD_NAME, UNFINISHED, read_record, record_paths, write_atomically
+from scalestudy.trainers.files import (
+    COLLECTIVES,
+    RECORD_NAME,
+    UNFINISHED,
+    DamagedError,
+    read_ours,
+    read_record,
+    record_paths,
+    write_atomically,
+)
 from scalestudy.trainers.record import RankReport, Record
 from scalestudy.trainers.trial import Trial
 
 _MARKER = "scalestudy.json"
+
+
+class Marker(Frozen):
+    """Whose folder it is, and of which version."""
+
+    schema_version: Literal[1] = Field(default=1, alias="schema")
+    study: str
 
 
 class StudyFolder:
@@ -36,10 +53,10 @@ class StudyFolder:
         try:
             if not self.path.exists() or not any(self.path.iterdir()):
                 self.trials_path.mkdir(parents=True, exist_ok=True)
-                write_atomically(marker, json.dumps({"schema": 1, "study": study_name}))
+                write_atomically(marker, Marker(study=study_name).model_dump_json(by_alias=True))
             if not marker.is_file():
                 raise InputError(f"{self.path}: --out: is not empty and holds no study; name another folder")
-            owner = json.loads(marker.read_text()).get("study")
+            owner = read_ours(marker, Marker).study
             if owner != study_name:
                 raise InputError(
                     f"{self.path}: --out: holds the study {owner!r}, not {study_name!r}; name another folder"
@@ -49,8 +66,29 @@ class StudyFolder:
                 raise PermissionError(13, "Permission denied")
         except OSError as error:
             raise InputError(f"{self.path}: --out: cannot be written: {error.strerror}; name another folder") from None
-        except json.JSONDecodeError as error:
-            raise InputError(f"{marker}: is damaged ({error}); name another folder with --out") from None
+        except DamagedError as error:
+            raise InputError(
+                f"{error}{': upgrade scalestudy, or' if error.newer else ';'} name another folder with --out"
+            ) from None
+
+    def check(self) -> str | None:
+        """Make sure that there is a folder of this version to read; raises InputError where there is none.
+
+        Returns what is wrong with its marker where the rest can be read without.
+        """
+        if not self.path.is_dir():
+            raise InputError(
+                f"{self.path}: no records there, nor such a folder; give the --out folder of a `scalestudy run`"
+            )
+        try:
+            read_ours(self.path / _MARKER, Marker)
+        except FileNotFoundError:
+            return None
+        except DamagedError as error:
+            if error.newer:
+                raise InputError(f"{error}: upgrade scalestudy") from None
+            return str(error)
+        return None
 
     @contextmanager
     def locked(self, share: str | None = None) -> Iterator[None]:
@@ -66,7 +104,7 @@ class StudyFolder:
 
     @contextmanager
     def _lock(self, name: str, kind: int) -> Iterator[None]:
-        with (self.path / name).open("a+") as lock:
+        with (self.path / name).open("a+", encoding="utf-8", errors="replace") as lock:
             try:
                 fcntl.flock(lock, kind | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -103,19 +141,21 @@ class StudyFolder:
 
     def record(self, trial: Trial) -> Record | None:
         """Return the trial's record if it is done; a damaged record counts as none."""
-        try:
-            return read_record(self.trial_path(trial))
-        except (FileNotFoundError, ValidationError):
-            return None
+        found = _found(self.trial_path(trial))
+        return found if isinstance(found, Record) else None
 
     def outcomes(self) -> Counter[str]:
-        """Return how many of the folder's trials ended how."""
-        return Counter(read_record(path.parent).outcome for path in record_paths(self.trials_path))
+        """Return how many of the folder's trials ended how; of damaged records nothing is known."""
+        paths = [path.parent for path in record_paths(self.trials_path)]
+        return Counter(found.outcome for found in map(_found, paths) if isinstance(found, Record))
 
-    def damaged(self, trials: Sequence[Trial]) -> list[Path]:
-        """Return the records of these trials that are there and cannot be read."""
-        files = [self.trial_path(trial) / RECORD_NAME for trial in trials]
-        return [file for file, trial in zip(files, trials, strict=True) if file.exists() and self.record(trial) is None]
+    def damaged(self, trials: Sequence[Trial] | None = None) -> list[DamagedError]:
+        """Return which records cannot be read, and why: those of these trials, or all that are there."""
+        if trials is None:
+            paths = [path.parent for path in record_paths(self.trials_path)]
+        else:
+            paths = [self.trial_path(trial) for trial in trials]
+        return [found for found in map(_found, paths) if isinstance(found, DamagedError)]
 
     def begin(self, trial: Trial) -> Path:
         """Return a new folder with the trial's spec; what an earlier attempt left is kept beside it."""
@@ -131,11 +171,32 @@ class StudyFolder:
             attempts = len(list(self.trials_path.glob(f"{path.name}{UNFINISHED}*")))
             path.rename(path.with_name(f"{path.name}{UNFINISHED}{attempts + 1}"))
 
-    def reports(self, path: Path, processes: int) -> tuple[RankReport, ...]:
-        """Return what the ranks of a trial reported, as far as they did."""
-        files = [path / f"rank-{rank}.json" for rank in range(processes)]
-        return tuple(RankReport.model_validate_json(file.read_bytes()) for file in files if file.exists())
+    def reports(self, path: Path, processes: int) -> tuple[tuple[RankReport, ...], list[str]]:
+        """Return what the ranks of a trial reported, as far as they did, and which reports cannot be read, and why."""
+        found, damaged = [], []
+        for rank in range(processes):
+            file = path / f"rank-{rank}.json"
+            try:
+                report = read_ours(file, RankReport)
+                if report.rank.rank != rank:
+                    raise DamagedError(file, f"is the report of rank {report.rank.rank}")
+                found.append(report)
+            except FileNotFoundError:
+                continue
+            except DamagedError as error:
+                damaged.append(f"{file.name} {error.reason}")
+        return tuple(found), damaged
 
     def finish(self, path: Path, record: Record) -> None:
         """Write the record: from now on the trial is done."""
         write_atomically(path / RECORD_NAME, record.model_dump_json(by_alias=True))
+
+
+def _found(trial_path: Path) -> Record | DamagedError | None:
+    """Return a trial's record, or why it cannot be read, or None where there is none."""
+    try:
+        return read_record(trial_path)
+    except FileNotFoundError:
+        return None
+    except DamagedError as error:
+        return error

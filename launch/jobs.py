@@ -3,7 +3,7 @@
 from datetime import UTC, datetime
 from typing import Literal, NamedTuple
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from scalestudy.cluster.frozen import Frozen
 from scalestudy.launch.folder import StudyFolder
@@ -41,12 +41,32 @@ class Row(NamedTuple):
 def note(jobs: list[Submitted], folder: StudyFolder) -> None:
     """Keep jobs in the study's folder."""
     folder.jobs_path.mkdir(exist_ok=True)
-    with (folder.jobs_path / _LOG).open("a") as log:
-        log.writelines(job.model_dump_json() + "\n" for job in jobs)
+    log = folder.jobs_path / _LOG
+    # What a power cut tore is no part of the line that follows.
+    begun = log.read_bytes() if log.exists() else b""
+    with log.open("a", encoding="utf-8") as file:
+        file.write("\n" if begun and not begun.endswith(b"\n") else "")
+        file.writelines(job.model_dump_json() + "\n" for job in jobs)
 
 
 def submitted(folder: StudyFolder, launcher: str) -> list[Submitted]:
     """Return all jobs that were ever submitted for a study's folder by one launcher, oldest first."""
+    return [job for job in _read(folder)[0] if job.launcher == launcher]
+
+
+def damaged_jobs(folder: StudyFolder) -> list[str]:
+    """Return which jobs cannot be told of, a line each."""
+    return _read(folder)[1]
+
+
+def _read(folder: StudyFolder) -> tuple[list[Submitted], list[str]]:
     log = folder.jobs_path / _LOG
-    lines = log.read_text().splitlines() if log.exists() else []
-    return [job for job in map(Submitted.model_validate_json, lines) if job.launcher == launcher]
+    found: list[Submitted] = []
+    damaged: list[str] = []
+    for number, line in enumerate(log.read_bytes().splitlines() if log.exists() else [], start=1):
+        try:
+            if line.strip():
+                found.append(Submitted.model_validate_json(line))
+        except ValidationError:
+            damaged.append(f"{log}: line {number} is torn, or of a newer scalestudy: a job that is not told of")
+    return found, damaged

@@ -115,6 +115,8 @@ def worker_variables(inherited: Mapping[str, str], trial: Trial, process_count: 
         "MKL_NUM_THREADS": threads,
         "OPENBLAS_NUM_THREADS": threads,
         "PYTHONUNBUFFERED": "1",
+        # Logs are read as UTF-8, and no line that cannot be written costs a rank.
+        "PYTHONIOENCODING": inherited.get("PYTHONIOENCODING", "utf-8:backslashreplace"),
         # The ranks' stdin ends when the controller does, however it does, and they end with it.
         "SCALESTUDY_LIFELINE": "stdin",
     }

@@ -53,7 +53,11 @@ def own_programs(study: Study, path: Path) -> dict[str, Program]:
         if isinstance(own, Container):
             found[trainer] = own
             continue
-        program = shutil.which(path.parent / Path(own).expanduser() if "/" in own else own)
+        try:
+            program = shutil.which(path.parent / Path(own).expanduser() if "/" in own else own)
+        except RuntimeError:
+            # The home of a user that there is not.
+            program = None
         if program is None:
             built = "; `make envs` builds it" if "/.venvs/" in own else ""
             raise InputError(f"{path}: environments.{trainer}: {own!r} is no program that can be run{built}")

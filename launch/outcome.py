@@ -7,7 +7,7 @@ from statistics import fmean, median
 from typing import NamedTuple
 
 from scalestudy.launch.launcher import Exit
-from scalestudy.trainers.record import Outcome, RankError, RankReport
+from scalestudy.trainers.record import Outcome, RankError, RankReport, flaw
 from scalestudy.trainers.trial import Trial
 
 _QUOTED_LINES = 5
@@ -23,12 +23,14 @@ class Ending(NamedTuple):
     retry: bool = False
 
 
-def ending(trial: Trial, ended: Exit, reports: Sequence[RankReport], folder: Path) -> Ending:
+def ending(
+    trial: Trial, ended: Exit, reports: Sequence[RankReport], folder: Path, damaged: Sequence[str] = ()
+) -> Ending:
     """Judge a trial: by what its ranks reported and, where that is not all or an error, by how their processes ended.
 
     A rank reports without an error once all is measured: what becomes of its process then is no matter, if it crashes
     or hangs in closing, is ended because another did, or is beyond the deadline. But on a node that failed nothing is
-    to be believed.
+    to be believed. `damaged` says which reports cannot be read.
     """
     if ended.lost_nodes:
         several = len(ended.lost_nodes) > 1
@@ -39,11 +41,15 @@ def ending(trial: Trial, ended: Exit, reports: Sequence[RankReport], folder: Pat
         if error.kind == "oom":
             return Ending("oom", f"rank {rank}: {error.message}")
     if not errors and len(reports) == len(ended.codes):
+        if reason := flaw(trial, reports):
+            return Ending("failed", reason)
         return (None if trial.sweep else _diverged(trial, reports)) or Ending("ok")
     if ended.timed_out:
         return Ending("timeout", f"not done within deadline_s = {trial.measurement.deadline_s:g}; {_last(folder, 0)}")
     if ended.first_failed is not None:
         return Ending("failed", _failure(ended.first_failed, ended, errors, folder))
+    if damaged:
+        return Ending("failed", "; ".join(damaged))
     if errors:
         return Ending("failed", _failure(min(errors), ended, errors, folder))
     return Ending("failed", f"expected {len(ended.codes)} rank reports, got {len(reports)}")
@@ -61,7 +67,7 @@ def _failure(rank: int, ended: Exit, errors: Mapping[int, RankError], folder: Pa
 def _last(folder: Path, rank: int) -> str:
     """Quote the end of a rank's log."""
     log = folder / f"rank-{rank}.log"
-    lines = log.read_text(errors="replace").splitlines() if log.exists() else []
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else []
     quoted = " | ".join(line.strip() for line in lines[-_QUOTED_LINES:] if line.strip())
     return f"{log.name} ends: {quoted}" if quoted else f"{log.name} is empty"
 

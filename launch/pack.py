@@ -1,14 +1,16 @@
 """A study's folder as text, so that it can come home in a job's log: `python -m scalestudy.launch.pack OUT`."""
 
 import base64
+import binascii
 import io
 import sys
 import tarfile
 import tempfile
+import zlib
 from pathlib import Path
 
 from scalestudy.launch.folder import StudyFolder
-from scalestudy.trainers.files import RECORD_NAME
+from scalestudy.trainers.files import RECORD_NAME, DamagedError, read_record
 
 _BEGIN, _END = "-----BEGIN SCALESTUDY RESULTS-----", "-----END SCALESTUDY RESULTS-----"
 
@@ -38,11 +40,16 @@ def unpack(text: str, folder: StudyFolder) -> int:
     new = 0
     with tempfile.TemporaryDirectory(dir=folder.path, prefix=".fetched-") as name:
         fetched = Path(name)
-        with tarfile.open(fileobj=io.BytesIO(base64.b64decode(content))) as archive:
-            archive.extractall(fetched, filter="data")
-        for path in sorted((fetched / "trials").iterdir()):
+        try:
+            with tarfile.open(fileobj=io.BytesIO(base64.b64decode(content))) as archive:
+                archive.extractall(fetched, filter="data")
+            trials = sorted((fetched / "trials").iterdir())
+        except (tarfile.TarError, binascii.Error, zlib.error, EOFError, OSError) as error:
+            raise ValueError(f"the results in the log are damaged: {error}") from None
+        folder.trials_path.mkdir(exist_ok=True)
+        for path in trials:
             here = folder.trials_path / path.name
-            if _record(here) == _record(path) and here.exists():
+            if here.exists() and (_record(here) == _record(path) or (_readable(here) and not _readable(path))):
                 continue
             folder.set_aside(here)
             path.rename(here)
@@ -61,6 +68,14 @@ def unpack(text: str, folder: StudyFolder) -> int:
 def _record(trial: Path) -> bytes | None:
     record = trial / RECORD_NAME
     return record.read_bytes() if record.exists() else None
+
+
+def _readable(trial: Path) -> bool:
+    try:
+        read_record(trial)
+    except (FileNotFoundError, DamagedError):
+        return False
+    return True
 
 
 if __name__ == "__main__":

@@ -26,14 +26,14 @@ from scalestudy.trainers.trial import Trial
 _START_S = 8.0
 
 
-def described(trial: Trial) -> str:
-    """Return a trial in a few words."""
+def described(trial: Trial, last_repeat: int | None = None) -> str:
+    """Return a trial in a few words, or all of its point's from its own repeat to the last."""
     nodes = f" on {trial.nodes} nodes" if trial.nodes > 1 else ""
     precision = f" · {trial.precision}" if trial.precision != "fp32" else ""
-    return (
-        f"{trial.model} · {series_name(trial)}{precision} · world size {trial.world_size}{nodes} "
-        f"· repeat {trial.repeat + 1}"
-    )
+    which = f"repeat {trial.repeat + 1}"
+    if last_repeat is not None and last_repeat > trial.repeat:
+        which = f"repeats {trial.repeat + 1}–{last_repeat + 1}"
+    return f"{trial.model} · {series_name(trial)}{precision} · world size {trial.world_size}{nodes} · {which}"
 
 
 class Estimate:
@@ -95,7 +95,7 @@ class LiveBar(PlainLines):
         super().__init__(console, trials, estimate)
         self._bar = Progress(
             SpinnerColumn(),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
@@ -118,13 +118,13 @@ class LiveBar(PlainLines):
         """Show the trial."""
         self._folder = folder
         self._started_s = time.monotonic()
-        self._bar.update(self._task, description=escape(described(trial)), live=f"starting · {self.left()}")
+        self._bar.update(self._task, description=described(trial), live=f"starting · {self.left()}")
 
     def tick(self) -> None:
         """Show the throughput that rank 0 wrote last."""
-        with suppress(OSError, IndexError, json.JSONDecodeError):
+        with suppress(OSError, IndexError, KeyError, TypeError, ValueError):
             assert self._folder is not None
-            line = json.loads((self._folder / "progress.jsonl").read_text().splitlines()[-1])
+            line = json.loads((self._folder / "progress.jsonl").read_bytes().splitlines()[-1])
             self._bar.update(self._task, live=f"{line['phase']} · {line['images_per_s']:,.0f} images/s · {self.left()}")
 
     def finished(self, record: Record) -> None:

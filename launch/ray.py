@@ -81,7 +81,7 @@ class RankActor:
         self, trial: Trial, rank: Rank, addresses: list[str], gpus: tuple[str, ...], program: Program | None
     ) -> Left:
         """Run the rank to its end; raises OSError where its program cannot be started."""
-        (self._folder / "trial.json").write_text(trial.model_dump_json(by_alias=True))
+        (self._folder / "trial.json").write_text(trial.model_dump_json(by_alias=True), encoding="utf-8")
         log_name = f"rank-{rank.rank}.log"
         own = addresses[rank.rank].rsplit(":", 1)[0]
         self._claim = claim_cpus(trial, rank, gpus)
@@ -260,7 +260,9 @@ class RayLauncher:
                     if cause := getattr(error, "cause", None):
                         raise OSError(f"rank {rank}: {cause}") from None
                     # The actor is gone, and its files with it.
-                    (folder / f"rank-{rank}.log").write_text(f"{_said(error)}\n")
+                    (folder / f"rank-{rank}.log").write_text(
+                        f"{_said(error)}\n", encoding="utf-8", errors="backslashreplace"
+                    )
                     left, actor_gone = Left(-9, {}), True
                 for name, content in left.files.items():
                     (folder / name).parent.mkdir(exist_ok=True)

@@ -89,19 +89,16 @@ def follow(made: Submitted, tell: Callable[[str], None]) -> bool:
     return _ended(dashboard, made.id) == JobStatus.SUCCEEDED
 
 
-def fetch(folder: StudyFolder) -> int:
-    """Bring the results of the last job home and return how many trials are new; raises InputError."""
-    jobs = submitted(folder, "ray")
-    if not jobs:
-        raise InputError(f"{folder.path}: no job of Ray was submitted from there; see scalestudy submit --launcher ray")
-    dashboard = client(jobs[-1].address)
-    argv = ["python", "-m", "scalestudy.launch.pack", str(jobs[-1].results)]
+def fetch(made: Submitted, folder: StudyFolder) -> int:
+    """Bring the results of a job home and return how many trials are new; raises InputError."""
+    dashboard = client(made.address)
+    argv = ["python", "-m", "scalestudy.launch.pack", str(made.results)]
     packing = _submitted(dashboard, entrypoint=shlex.join(argv), metadata={"study": "fetch"})
     _ended(dashboard, packing)
     try:
         return unpack(dashboard.get_job_logs(packing), folder)
     except ValueError as error:
-        raise InputError(f"{jobs[-1].results} on {jobs[-1].address}: {error}") from None
+        raise InputError(f"{made.results} on {made.address}: {error}") from None
 
 
 def status(folder: StudyFolder) -> list[Row]:

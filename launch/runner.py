@@ -138,8 +138,8 @@ def run_trial(
     try:
         if known is None:
             ended = launcher.run(trial, path, trial.measurement.deadline_s, observer.tick)
-            reports = folder.reports(path, processes(trial))
-            known = ending(trial, ended, reports, path)
+            reports, damaged = folder.reports(path, processes(trial))
+            known = ending(trial, ended, reports, path, damaged)
     except NoCapacityError as error:
         known = Ending("skipped", str(error), retry=True)
     except OSError as error:
@@ -147,7 +147,8 @@ def run_trial(
     record = Record(
         trial=trial,
         outcome=known.outcome,
-        reason=known.reason,
+        # It may name a file whose name is not UTF-8, as a record is.
+        reason=known.reason and known.reason.encode(errors="backslashreplace").decode(),
         retry=known.retry,
         reports=reports,
         environment=Environment(
@@ -173,7 +174,8 @@ def git_commit(folder: Path) -> str | None:
         answer = subprocess.run(
             ["git", "-C", str(folder), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"],
             capture_output=True,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
             check=True,
         )
         return answer.stdout.strip()

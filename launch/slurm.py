@@ -119,7 +119,7 @@ class SlurmLauncher:
             self._end(step, trial.id)
             os.close(our_end)
             os.close(ranks_end)
-        said = (folder / LOG_NAME).read_text(errors="replace")
+        said = (folder / LOG_NAME).read_text(encoding="utf-8", errors="replace")
         failures = failed_tasks(said)
         if (
             step.returncode

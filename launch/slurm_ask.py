@@ -53,7 +53,16 @@ class Job(NamedTuple):
 def ask(argv: Sequence[str], *, text: str = "", environ: Mapping[str, str] | None = None) -> str:
     """Run one of Slurm's commands and return what it prints; raises SlurmError with what it says of its failure."""
     try:
-        answer = subprocess.run(argv, capture_output=True, input=text, text=True, env=environ, timeout=_PATIENCE_S)
+        answer = subprocess.run(
+            argv,
+            capture_output=True,
+            input=text,
+            # Whatever the locale; a name in another encoding is no reason to fail.
+            encoding="utf-8",
+            errors="backslashreplace",
+            env=environ,
+            timeout=_PATIENCE_S,
+        )
     except FileNotFoundError:
         raise SlurmError(f"{argv[0]} is not on PATH: this is no host of a Slurm cluster") from None
     except subprocess.TimeoutExpired:

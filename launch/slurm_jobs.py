@@ -19,6 +19,7 @@ from scalestudy.launch.launchers import own_programs
 from scalestudy.launch.runner import pending
 from scalestudy.launch.slurm_ask import SlurmError
 from scalestudy.launch.study import Layout, SlurmOptions, Study, load_study, resolve, study_trials
+from scalestudy.launch.yaml_file import read_yaml
 from scalestudy.trainers.files import write_atomically
 from scalestudy.trainers.trial import Trial
 
@@ -85,7 +86,7 @@ def plan(study: Study, path: Path, folder: StudyFolder, environ: Mapping[str, st
 
 def settled(study: Study, path: Path, layout: Layout) -> str:
     """Return the study file with every value written out that the machine or the folder it lies in would decide."""
-    content: dict[str, Any] = yaml.safe_load(path.read_text())
+    content: dict[str, Any] = read_yaml(path)
     content |= {
         "launcher": "slurm",
         "device": layout.device,
@@ -190,16 +191,19 @@ def status(folder: StudyFolder) -> list[Row]:
     rows: list[Row] = []
     jobs = submitted(folder, "slurm")
     there = living() if jobs else {}
-    trials: dict[str, list[Trial]] = {}
+    # Or why the study of a job cannot be read: that costs its own rows what is done, and no more.
+    trials: dict[str, list[Trial] | str] = {}
     for job in jobs:
         if job.nodes is None:
             what, done = "report", "written" if (folder.path / "report.html").exists() else "not yet"
         else:
             if job.study not in trials:
-                trials[job.study] = settled_trials(folder.jobs_path / job.study)
-            own = [trial for trial in trials[job.study] if nodes_needed(trial) == job.nodes]
+                try:
+                    trials[job.study] = settled_trials(folder.jobs_path / job.study)
+                except InputError as error:
+                    trials[job.study] = str(error).splitlines()[0]
             what = f"{job.nodes} node{'s' if job.nodes > 1 else ''}"
-            done = f"{len(own) - len(pending(own, folder))} of {len(own)} trials done"
+            done = _progress(trials[job.study], job.nodes, folder)
         for task in there.get(job.id) or [slurm_ask.Job(job.id, "ended", "None", "", "", "", "")]:
             # A job that runs has no reason to wait.
             state = task.state.lower() + (f" ({task.reason})" if task.state == "PENDING" else "")
@@ -207,12 +211,18 @@ def status(folder: StudyFolder) -> list[Row]:
     return rows
 
 
+def _progress(trials: list[Trial] | str, nodes: int, folder: StudyFolder) -> str:
+    if isinstance(trials, str):
+        return trials
+    own = [trial for trial in trials if nodes_needed(trial) == nodes]
+    return f"{len(own) - len(pending(own, folder))} of {len(own)} trials done"
+
+
 def settled_trials(path: Path) -> list[Trial]:
     """Return the trials of a settled study: the machine has no say in them any more."""
     study = load_study(path)
-    assert study.devices_per_node is not None
-    assert study.threads_per_device is not None
-    assert study.device != "auto"
+    if study.devices_per_node is None or study.threads_per_device is None or study.device == "auto":
+        raise InputError(f"{path}: is torn: it leaves open which devices of a node to take, and with how many threads")
     layout = Layout(
         device=study.device,
         devices_per_node=study.devices_per_node,

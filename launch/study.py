@@ -2,13 +2,14 @@
 
 import difflib
 import itertools
+import math
 import random
 import re
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import (
     AfterValidator,
     BeforeValidator,
@@ -22,9 +23,10 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails
 
-from scalestudy.cluster.frozen import Frozen
+from scalestudy.cluster.frozen import Frozen, Given
 from scalestudy.cluster.host import Topology
 from scalestudy.launch.errors import InputError
+from scalestudy.launch.yaml_file import read_yaml
 from scalestudy.trainers.data import class_names, mnist_files
 from scalestudy.trainers.models import MODELS, model_spec
 from scalestudy.trainers.options import Options
@@ -32,7 +34,18 @@ from scalestudy.trainers.record import Costs
 from scalestudy.trainers.trainer import TRAINERS, refusal
 from scalestudy.trainers.trial import Data, Device, Execution, Measurement, Optimizer, Precision, Scaling, Trial
 
+# Of what a user wrote a message quotes so much.
+_SHOWN = 80
+_MOST_MISTAKES = 20
+# A study of more is taken for a mistake, unless its `max_trials` says otherwise.
+_MOST_TRIALS = 20_000
 SOURCES = ("synthetic", "synthetic-host", "digits", "images:DIR", "mnist:DIR")
+
+
+def shown(value: Any) -> str:
+    """Return what a user wrote as it may stand in a message: on one line, and not without end."""
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
 
 
 def known(kind: str, name: str, names: Iterable[str]) -> str:
@@ -40,9 +53,9 @@ def known(kind: str, name: str, names: Iterable[str]) -> str:
     names = list(names)
     if name in names:
         return name
-    near = difflib.get_close_matches(name, names, n=1)
+    near = difflib.get_close_matches(name, names, n=1) if len(name) <= _SHOWN else []
     guess = f"; did you mean {near[0]!r}?" if near else ";"
-    raise ValueError(f"no {kind} {name!r}{guess} known: {', '.join(names)}")
+    raise ValueError(f"no {kind} {shown(name)}{guess} known: {', '.join(names)}")
 
 
 def _listed(value: Any) -> Any:
@@ -50,7 +63,12 @@ def _listed(value: Any) -> Any:
 
 
 def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
-    twice = {str(value) for value in values if values.count(value) > 1}
+    try:
+        counts = Counter(values)
+    except TypeError:
+        # Of options, where any value may stand before it is looked at: a list cannot be counted.
+        counts = Counter(map(repr, values))
+    twice = {shown(value) for value, count in counts.items() if count > 1}
     if twice:
         raise ValueError(f"{', '.join(sorted(twice))} stands there twice")
     return values
@@ -66,7 +84,7 @@ def percentage(value: Any) -> float:
     """Return the share that a text such as 2% says; raises ValueError where it says none."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?) ?%", value) if isinstance(value, str) else None
     if match is None:
-        raise ValueError(f"{value!r} is no percentage such as 2%")
+        raise ValueError(f"{shown(value)} is no percentage such as 2%")
     return float(match[1]) / 100
 
 
@@ -74,7 +92,7 @@ TrainerName = Annotated[str, AfterValidator(lambda name: known("trainer", name, 
 ModelName = Annotated[str, AfterValidator(lambda name: known("model", name, MODELS))]
 # One line of text: what goes to a command line or into a job script can hold no line break and no NUL.
 Line = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]+$")]
-PositiveInt = Annotated[int, Field(ge=1, strict=True)]
+PositiveInt = Annotated[int, Field(ge=1, le=2**31 - 1, strict=True)]
 Counts = Annotated[tuple[PositiveInt, ...], BeforeValidator(_listed), AfterValidator(_distinct), Field(min_length=1)]
 AUTO: Literal["auto"] = "auto"
 # Tagged, so that a mistake in a number is not told as that it is not `auto` as well.
@@ -86,11 +104,11 @@ Executions = Annotated[tuple[Execution, ...], BeforeValidator(_listed), AfterVal
 Precisions = Annotated[tuple[Precision, ...], BeforeValidator(_listed), AfterValidator(_distinct), Field(min_length=1)]
 
 
-class ModelEntry(Frozen):
+class ModelEntry(Given):
     """A model with the data it sees; what is left out comes from the study, or from the model's usual input."""
 
     name: ModelName
-    data: str | None = None
+    data: Line | None = None
     batch: Batch | None = None
     image_size: PositiveInt | None = None
     channels: PositiveInt | None = None
@@ -102,7 +120,7 @@ class ModelEntry(Frozen):
         return {"name": value} if isinstance(value, str) else value
 
 
-class Repeats(Frozen):
+class Repeats(Given):
     """`min` repeats of every point, and up to `max` of those whose interval is wider than ± `until`, a share of it."""
 
     min: PositiveInt = 3
@@ -118,7 +136,7 @@ class Repeats(Frozen):
         return self
 
 
-class Container(Frozen):
+class Container(Given):
     """An image that holds scalestudy and its frameworks: the ranks run in it, the controller outside.
 
     Pyxis is a plugin of Slurm's; Apptainer runs under every launcher.
@@ -137,7 +155,7 @@ Environment = Annotated[
 ]
 
 
-class SlurmOptions(Frozen):
+class SlurmOptions(Given):
     """How `scalestudy submit` asks Slurm for nodes; what is left out is the cluster's default, or SBATCH_* of the user.
 
     With `jobs_at_once` every repeat is a job of its own, in an array of which so many run at a time.
@@ -157,7 +175,7 @@ class SlurmOptions(Frozen):
     container: Container | None = None
 
 
-class RayOptions(Frozen):
+class RayOptions(Given):
     """How ranks find their place on a Ray cluster.
 
     `runtime_env` is Ray's, for the processes that start the ranks (`py_executable`, `env_vars`, …). A trial waits
@@ -171,7 +189,7 @@ class RayOptions(Frozen):
     results: Line = "~/scalestudy"
 
 
-class Study(Frozen):
+class Study(Given):
     """One study file. `batch` is the per-device batch in weak scaling and the global batch in strong scaling; `auto`
     is the largest per-device batch that fits.
 
@@ -181,12 +199,13 @@ class Study(Frozen):
 
     schema_version: Literal[1] = Field(default=1, alias="schema")
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80)
+    max_trials: Annotated[int, Field(ge=1, le=1_000_000, strict=True)] = _MOST_TRIALS
     trainers: Annotated[tuple[TrainerName, ...], BeforeValidator(_listed), AfterValidator(_distinct)]
     models: Annotated[tuple[ModelEntry, ...], BeforeValidator(_listed), AfterValidator(_distinct)]
     world_sizes: Annotated[tuple[PositiveInt, ...], BeforeValidator(_listed), AfterValidator(_distinct)]
     scaling: Scaling = "weak"
     batch: Batch | None = None
-    data: str = "synthetic"
+    data: Line = "synthetic"
     precision: Precisions = ("fp32",)
     execution: dict[TrainerName, Executions] = {}
     options: dict[TrainerName, dict[str, Any]] = {}
@@ -196,7 +215,8 @@ class Study(Frozen):
         Annotated[PositiveInt, Tag("fixed")] | Annotated[Repeats, Tag("adaptive")],
         Discriminator(lambda value: "adaptive" if isinstance(value, dict | Repeats) else "fixed"),
     ] = 3
-    seed: int = Field(default=1, ge=0)
+    # Keras takes no larger one.
+    seed: int = Field(default=1, ge=0, le=2**32 - 1)
     launcher: Literal["local", "slurm", "ray"] = "local"
     slurm: SlurmOptions = SlurmOptions()
     ray: RayOptions = RayOptions()
@@ -206,7 +226,7 @@ class Study(Frozen):
     # None: only where a node has fewer cores than its ranks have threads.
     hyper_threads: bool | None = None
     # None: what a rank's CPUs can carry on GPU, 1 on CPU.
-    loader_workers: Annotated[int, Field(ge=0)] | None = None
+    loader_workers: Annotated[int, Field(ge=0, le=1024, strict=True)] | None = None
     environments: dict[TrainerName, Environment] = {}
     costs: Costs = Costs()
 
@@ -224,8 +244,12 @@ class Study(Frozen):
 
     @field_validator("options")
     @classmethod
-    def _options_exist(cls, given: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    def _options_exist(cls, given: dict[str, dict[str, Any]], info: ValidationInfo) -> dict[str, dict[str, Any]]:
+        most = info.data.get("max_trials", _MOST_TRIALS)
         for trainer, values in given.items():
+            if (count := _combinations(values)) > most:
+                counts = " × ".join(f"{len(_listed(value)):,} {shown(name)}" for name, value in values.items())
+                raise ValueError(f"{trainer}: {counts} = {count:,} combinations, more than max_trials = {most:,}")
             try:
                 option_points(trainer, values)
             except ValidationError as error:
@@ -243,6 +267,44 @@ class Study(Frozen):
     def searches_batch(self) -> bool:
         """Whether some model's batch is yet to be found."""
         return any((model.batch or self.batch) == AUTO for model in self.models)
+
+    @property
+    def trial_count(self) -> int:
+        """How many trials there are, counted without making one; of adaptive repeats as many as there may be."""
+        return math.prod(count for count, _ in self._factors())
+
+    def _factors(self) -> Iterator[tuple[int, str]]:
+        """Yield what the trials are the product of, in words."""
+        ways = [
+            len(self.execution.get(trainer, ("usual",))) * _combinations(self.options.get(trainer, {}))
+            for trainer in self.trainers
+        ]
+        batches = [len(batches) if isinstance(batches, tuple) else 1 for batches in self._batches()]
+        trainers, models = _counted(len(ways), "trainer"), _counted(len(batches), "model")
+        yield sum(ways), trainers if sum(ways) == len(ways) else f"{sum(ways):,} ways to run {trainers}"
+        yield sum(batches), models if sum(batches) == len(batches) else f"{sum(batches):,} batches of {models}"
+        repeats = self.repeats.max if isinstance(self.repeats, Repeats) else self.repeats
+        for count, what in (
+            (len(self.precision), "precision"),
+            (len(self.world_sizes), "world size"),
+            (len(self.devices_per_node or (1,)), "devices_per_node choice"),
+            (repeats, "repeat"),
+        ):
+            if count > 1:
+                yield count, _counted(count, what)
+
+    def _batches(self) -> list[tuple[int, ...] | Literal["auto"] | None]:
+        return [model.batch or self.batch for model in self.models]
+
+    @model_validator(mode="after")
+    def _not_more_trials_than_meant(self) -> "Study":
+        if self.trial_count > self.max_trials:
+            product = " × ".join(words for _, words in self._factors())
+            raise ValueError(
+                f"max_trials: {product} = {self.trial_count:,} trials, more than {self.max_trials:,}; "
+                "ask for fewer, or raise max_trials"
+            )
+        return self
 
     @model_validator(mode="after")
     def _what_is_given_by_trainer_is_used(self) -> "Study":
@@ -275,6 +337,14 @@ class Study(Frozen):
         return self
 
 
+def _counted(count: int, what: str) -> str:
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+
+def _combinations(options: Mapping[str, Any]) -> int:
+    return math.prod(len(_listed(value)) for value in options.values())
+
+
 def option_points(trainer: str, given: Mapping[str, Any]) -> list[Options]:
     """Return a trainer's options for every combination of what is listed; raises ValidationError."""
     kind = TRAINERS[trainer].options
@@ -294,18 +364,17 @@ class Layout(Frozen):
 
 def load_study(path: Path) -> Study:
     """Read and check a study file; raises InputError with a line for every mistake in it."""
-    try:
-        content = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read: {getattr(error, 'strerror', error)}") from None
-    except yaml.YAMLError as error:
-        raise InputError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    content = read_yaml(path)
     if not isinstance(content, dict):
-        raise InputError(f"{path}: a study is a mapping of fields such as name and trainers, not {content!r}")
+        raise InputError(f"{path}: a study is a mapping of fields such as name and trainers, not {shown(content)}")
     try:
         return Study.model_validate(content)
     except ValidationError as error:
-        raise InputError("\n".join(f"{path}: {_line(mistake)}" for mistake in error.errors())) from None
+        mistakes = error.errors(include_url=False)
+        lines = [f"{path}: {_line(mistake)}" for mistake in mistakes[:_MOST_MISTAKES]]
+        if len(mistakes) > _MOST_MISTAKES:
+            lines.append(f"{path}: and {len(mistakes) - _MOST_MISTAKES:,} mistakes more")
+        raise InputError("\n".join(lines)) from None
 
 
 def resolve(study: Study, path: Path, topology: Topology) -> Layout:
@@ -373,44 +442,44 @@ def study_trials(study: Study, path: Path, layout: Layout) -> list[Trial]:
     Raises InputError for what only the data or the device can tell: folders, image sizes, what does not exist there,
     and for a batch that is yet to be found.
     """
+    block = [
+        Trial(
+            trainer=trainer,
+            model=model.name,
+            data=data,
+            scaling=study.scaling,
+            world_size=world_size,
+            devices_per_node=per_node,
+            device=layout.device,
+            per_device_batch=batch // (world_size if study.scaling == "strong" else 1),
+            precision=precision,
+            execution=execution,
+            options=options,
+            optimizer=study.optimizer,
+            measurement=study.measurement,
+            threads_per_device=layout.threads_per_device,
+            hyper_threads=layout.hyper_threads,
+            loader_workers=layout.loader_workers,
+            seed=study.seed,
+            repeat=0,
+        )
+        for model, data in [(model, _data(study, model, path)) for model in study.models]
+        for batch in _batches(study, model, path)
+        for precision in study.precision
+        for trainer in study.trainers
+        for execution in study.execution.get(trainer, (TRAINERS[trainer].execution,))
+        for options in option_points(trainer, study.options.get(trainer, {}))
+        for world_size in study.world_sizes
+        for per_node in layout.devices_per_node
+    ]
+    for trial in block:
+        if refused := refusal(trial):
+            raise InputError(f"{path}: {refused[0]}: {refused[1]}")
     trials: list[Trial] = []
-    models = [(model, _data(study, model, path)) for model in study.models]
     for repeat in range(study.repeats.max if isinstance(study.repeats, Repeats) else study.repeats):
-        block = [
-            Trial(
-                trainer=trainer,
-                model=model.name,
-                data=data,
-                scaling=study.scaling,
-                world_size=world_size,
-                devices_per_node=per_node,
-                device=layout.device,
-                per_device_batch=batch // (world_size if study.scaling == "strong" else 1),
-                precision=precision,
-                execution=execution,
-                options=options,
-                optimizer=study.optimizer,
-                measurement=study.measurement,
-                threads_per_device=layout.threads_per_device,
-                hyper_threads=layout.hyper_threads,
-                loader_workers=layout.loader_workers,
-                seed=study.seed,
-                repeat=repeat,
-            )
-            for model, data in models
-            for batch in _batches(study, model, path)
-            for precision in study.precision
-            for trainer in study.trainers
-            for execution in study.execution.get(trainer, (TRAINERS[trainer].execution,))
-            for options in option_points(trainer, study.options.get(trainer, {}))
-            for world_size in study.world_sizes
-            for per_node in layout.devices_per_node
-        ]
-        for trial in block if repeat == 0 else ():
-            if refused := refusal(trial):
-                raise InputError(f"{path}: {refused[0]}: {refused[1]}")
-        random.Random(f"{study.seed} {repeat}").shuffle(block)
-        trials += block
+        shuffled = [trial.model_copy(update={"repeat": repeat}) for trial in block]
+        random.Random(f"{study.seed} {repeat}").shuffle(shuffled)
+        trials += shuffled
     return trials
 
 
@@ -432,13 +501,15 @@ def _data(study: Study, model: ModelEntry, path: Path) -> Data:
     try:
         known("data source", source, [name.partition(":")[0] for name in SOURCES])
         if bool(argument) != (source in ("images", "mnist")):
-            raise ValueError(f"{text!r} is none of {', '.join(SOURCES)}")
+            raise ValueError(f"{shown(text)} is none of {', '.join(SOURCES)}")
     except ValueError as error:
         raise InputError(f"{path}: {field}: {error}") from None
-    folder = (path.parent / Path(argument).expanduser()).resolve() if argument else None
     try:
+        folder = (path.parent / Path(argument).expanduser()).resolve() if argument else None
         fixed = _fixed_shape(source, folder)
-    except (ValueError, OSError) as error:
+        # A record is UTF-8: a name of other bytes could not be written there.
+        str(folder).encode()
+    except (ValueError, OSError, RuntimeError) as error:
         raise InputError(f"{path}: {field}: {error}") from None
     usual = {"channels": 1, "image_size": 32, "classes": 10}
     if model.name != "cnn" and fixed.get("channels") != 1:
@@ -477,7 +548,7 @@ _TAGS = {"auto", "counts", "fixed", "adaptive"}
 
 def _line(mistake: ErrorDetails, root: type[Frozen] = Study) -> str:
     """Say one of pydantic's findings about a `root` in our words."""
-    where = ".".join(str(part) for part in mistake["loc"] if part not in _TAGS)
+    where = ".".join(map(_printable, (part for part in mistake["loc"] if part not in _TAGS)))
     if mistake["type"] == "extra_forbidden":
         parents: dict[str, type[Frozen]] = {
             "models": ModelEntry,
@@ -500,4 +571,9 @@ def _line(mistake: ErrorDetails, root: type[Frozen] = Study) -> str:
     message = mistake["msg"].removeprefix("Value error, ")
     if mistake["type"] == "value_error":
         return f"{where}: {message}" if where else message
-    return f"{where}: {mistake['input']!r}: {message[0].lower()}{message[1:]}"
+    return f"{where}: {shown(mistake['input'])}: {message[0].lower()}{message[1:]}"
+
+
+def _printable(part: int | str) -> str:
+    text = str(part)
+    return text if text.isprintable() and len(text) <= _SHOWN else shown(part)

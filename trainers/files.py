@@ -1,7 +1,11 @@
 """Files that are there whole or not at all, and the record among them."""
 
+import json
 import os
 from pathlib import Path
+from typing import TypeVar
+
+from pydantic import BaseModel, ValidationError
 
 from scalestudy.trainers.record import Record
 
@@ -10,12 +14,23 @@ RECORD_NAME = "record.json"
 COLLECTIVES = "collectives"
 # What an attempt without a record left is renamed so, with a number behind; its files are no part of the results.
 UNFINISHED = ".unfinished-"
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class DamagedError(ValueError):
+    """A file of ours that is there and cannot be used; `reason` says whether it is torn or of a newer version."""
+
+    def __init__(self, path: Path, reason: str, *, newer: bool = False) -> None:
+        super().__init__(f"{path}: {reason}")
+        self.path = path
+        self.reason = reason
+        self.newer = newer
 
 
 def write_atomically(path: Path, text: str) -> None:
     """Write to a temporary name, flush to the disk and rename."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w") as file:
+    with temporary.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
@@ -33,5 +48,46 @@ def record_paths(trials_path: Path) -> list[Path]:
 
 
 def read_record(trial_path: Path) -> Record:
-    """Return a trial's record; raises FileNotFoundError, or pydantic's ValidationError where it is damaged."""
-    return Record.model_validate_json((trial_path / RECORD_NAME).read_bytes())
+    """Return a trial's record; raises FileNotFoundError, or DamagedError."""
+    return read_ours(trial_path / RECORD_NAME, Record)
+
+
+def read_ours(path: Path, kind: type[Model]) -> Model:
+    """Return what a file of ours holds; raises FileNotFoundError, or DamagedError."""
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise DamagedError(path, f"cannot be read: {error.strerror}") from None
+    try:
+        return kind.model_validate_json(content)
+    except ValidationError as error:
+        raise _damaged(path, content, kind, error) from None
+
+
+def _damaged(path: Path, content: bytes, kind: type[BaseModel], error: ValidationError) -> DamagedError:
+    first, *more = error.errors(include_url=False, include_input=False)
+    if first["type"] == "json_invalid":
+        return DamagedError(path, f"is torn: {len(content)} bytes, {first['msg'].removeprefix('Invalid JSON: ')}")
+    schema = _schema(content)
+    known = kind.model_fields["schema_version"].default if "schema_version" in kind.model_fields else None
+    if schema is not None and known is not None and schema > known:
+        reason = f"is of schema {schema}, which a newer scalestudy wrote; this one reads schema {known}"
+        return DamagedError(path, reason, newer=True)
+    where = ".".join(map(str, first["loc"]))
+    if first["type"] == "extra_forbidden":
+        reason = f"has a field that this version does not know, {where}: a newer scalestudy wrote it"
+        return DamagedError(path, reason, newer=True)
+    message = first["msg"].removeprefix("Value error, ")
+    rest = f", and {len(more)} mistakes more" if more else ""
+    return DamagedError(path, f"is damaged: {f'{where}: ' if where else ''}{message}{rest}")
+
+
+def _schema(content: bytes) -> int | None:
+    try:
+        found = json.loads(content)
+    except (ValueError, RecursionError):
+        return None
+    schema = found.get("schema") if isinstance(found, dict) else None
+    return schema if isinstance(schema, int) else None

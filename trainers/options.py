@@ -9,20 +9,20 @@ from typing import Literal
 
 from pydantic import Field
 
-from scalestudy.cluster.frozen import Frozen
+from scalestudy.cluster.frozen import Given
 
 
-class DdpOptions(Frozen):
+class DdpOptions(Given):
     """DistributedDataParallel's; a communication hook compresses what is exchanged, PowerSGD by its rank."""
 
     bucket_cap_mb: float | None = Field(default=None, gt=0)
     gradient_as_bucket_view: bool = False
     static_graph: bool = False
     communication_hook: Literal["none", "fp16", "bf16", "powersgd"] = "none"
-    powersgd_rank: int = Field(default=1, ge=1)
+    powersgd_rank: int = Field(default=1, ge=1, le=2**31 - 1)
 
 
-class HorovodOptions(Frozen):
+class HorovodOptions(Given):
     """Horovod's: its background thread wakes every cycle and fuses what is ready, up to the threshold."""
 
     fusion_threshold_mb: float | None = Field(default=None, ge=0)
@@ -32,17 +32,17 @@ class HorovodOptions(Frozen):
     autotune: bool = False
 
 
-class MultiWorkerOptions(Frozen):
+class MultiWorkerOptions(Given):
     """MultiWorkerMirroredStrategy's CommunicationOptions; 0 bytes a pack leave the packing to TensorFlow.
 
     `auto` is NCCL on GPUs, and what TensorFlow does unasked on CPUs: its ring over gRPC.
     """
 
     implementation: Literal["auto", "ring", "nccl"] = "auto"
-    bytes_per_pack: int = Field(default=0, ge=0)
+    bytes_per_pack: int = Field(default=0, ge=0, le=2**31 - 1)
 
 
-class MirroredOptions(Frozen):
+class MirroredOptions(Given):
     """MirroredStrategy's cross-device operations; `auto` is a collective: by NCCL on GPUs, in a ring on CPUs."""
 
     cross_device_ops: Literal["auto", "nccl", "hierarchical_copy", "reduction_to_one_device"] = "auto"

@@ -65,4 +65,5 @@ def _installed(distribution: str) -> tuple[str, str]:
 
 if __name__ == "__main__":
     # By itself on the last line, whatever a framework prints when it is imported.
-    print(f"\n{probe(sys.argv[1]).model_dump_json()}")
+    sys.stdout.flush()
+    sys.stdout.buffer.write(f"\n{probe(sys.argv[1]).model_dump_json()}\n".encode())

@@ -3,11 +3,13 @@
 Schema history: 1 = first.
 """
 
+import math
+from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from scalestudy.cluster.frozen import Frozen
+from scalestudy.cluster.frozen import Frozen, Given
 from scalestudy.cluster.host import Host
 from scalestudy.cluster.rank import Rank
 from scalestudy.cluster.telemetry import Telemetry
@@ -137,13 +139,13 @@ class RankReport(Frozen):
     error: RankError | None = None
 
 
-class Costs(Frozen):
+class Costs(Given):
     """What devices and energy cost; images of an epoch where the data do not say it."""
 
     price_per_device_hour: float | None = Field(default=None, gt=0)
     currency: str = Field(default="USD", pattern=r"^[^\x00-\x1f\x7f]{1,8}$")
     carbon_g_per_kwh: float | None = Field(default=None, gt=0)
-    images_per_epoch: int | None = Field(default=None, gt=0)
+    images_per_epoch: int | None = Field(default=None, gt=0, le=2**63 - 1)
 
 
 class Environment(Frozen):
@@ -173,6 +175,12 @@ class Record(Frozen):
     retry: bool = False
     reports: tuple[RankReport, ...] = ()
     environment: Environment
+
+    @model_validator(mode="after")
+    def _ok_is_whole(self) -> "Record":
+        if self.outcome == "ok" and (reason := flaw(self.trial, self.reports)):
+            raise ValueError(reason)
+        return self
 
     @property
     def throughput_images_per_s(self) -> float:
@@ -205,3 +213,40 @@ class Record(Frozen):
             ),
             None,
         )
+
+
+def flaw(trial: Trial, reports: Sequence[RankReport]) -> str | None:
+    """Return why what the ranks reported is no measurement that can be counted, or None."""
+    if not reports:
+        return "no rank reported"
+    numbers = [report.rank.rank for report in reports]
+    if len(set(numbers)) < len(numbers):
+        return f"the reports are of ranks {', '.join(map(str, numbers))}"
+    for report in reports:
+        for window in _windows(report):
+            if not (window.steps > 0 and 0 <= window.end_s - window.start_s < math.inf):
+                span = f"from {window.start_s} to {window.end_s}"
+                return f"rank {report.rank.rank} reported a window of {window.steps} steps {span}"
+    if trial.sweep:
+        shapes = {tuple((one.size_bytes, len(one.windows)) for one in report.collectives) for report in reports}
+        timed = len(shapes) == 1 and all(shape and all(min(one) > 0 for one in shape) for shape in shapes)
+        return None if timed else "the ranks did not time the same sizes"
+    if not all(sum(window.end_s - window.start_s for window in report.windows) > 0 for report in reports):
+        return "a rank timed no window"
+    if len({tuple(window.steps for window in report.windows) for report in reports}) > 1:
+        return "the ranks timed different windows"
+    # Local steps may be missing of a rank, but those that are there are as many.
+    if (
+        len({len(report.losses) for report in reports}) > 1
+        or len({len(report.local_step_times_s) for report in reports} - {0}) > 1
+    ):
+        return "the ranks kept different numbers of losses or steps"
+    return None
+
+
+def _windows(report: RankReport) -> Iterator[Window]:
+    yield from report.windows
+    for part in ("whole", "resident", "local", "input", "exchange"):
+        yield from getattr(report, f"{part}_windows")
+    for collective in report.collectives:
+        yield from collective.windows

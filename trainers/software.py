@@ -46,7 +46,8 @@ def capture(trainer: Trainer, environ: Mapping[str, str]) -> Software:
         settings=trainer.settings(),
         cpus=tuple(usable_cpus()),
         variables={
-            name: value
+            # What is not UTF-8 could not be written into a record.
+            name: value.encode(errors="backslashreplace").decode()
             for name, value in sorted(environ.items())
             if name.startswith(_GOVERNING) and not name.startswith(_FOREIGN)
         },

@@ -9,7 +9,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from scalestudy.cluster.frozen import Frozen
+from scalestudy.cluster.frozen import Frozen, Given
 from scalestudy.trainers.options import Options
 
 Scaling = Literal["weak", "strong"]
@@ -51,7 +51,7 @@ class Data(Frozen):
         return self.source in ("digits", "mnist")
 
 
-class Optimizer(Frozen):
+class Optimizer(Given):
     """SGD with momentum or Adam, with the same arithmetic in every framework."""
 
     name: Literal["sgd", "adam"] = "sgd"
@@ -59,16 +59,16 @@ class Optimizer(Frozen):
     momentum: float = Field(default=0.9, ge=0, lt=1)
 
 
-class Measurement(Frozen):
+class Measurement(Given):
     """How long to measure: windows of at least `window_s` after a warm-up that was seen to end."""
 
     window_s: float = Field(default=0.5, gt=0)
-    windows: int = Field(default=10, ge=1)
+    windows: int = Field(default=10, ge=1, le=1_000_000)
     warm_up_max_s: float = Field(default=30.0, ge=0)
     measure_max_s: float = Field(default=300.0, gt=0)
     deadline_s: float = Field(default=1800.0, gt=0)
     # Windows of each kind that tell where the time goes: resident, local, input; 0 for none.
-    cause_windows: int = Field(default=4, ge=0)
+    cause_windows: int = Field(default=4, ge=0, le=10_000)
     # Samples of every node's devices in a second; 0 for none. Past 100 the sampler would be felt.
     telemetry_hz: float = Field(default=10.0, ge=0, le=100)
 

@@ -248,7 +248,7 @@ def _progress(trial: Trial, rank: Rank, folder: Path) -> Any:
             "windows": len(measured.windows),
             "images_per_s": trial.global_batch * steps / (end_s - start_s),
         }
-        with (folder / "progress.jsonl").open("a") as file:
+        with (folder / "progress.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
     return write

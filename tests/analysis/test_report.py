@@ -84,7 +84,7 @@ def test_a_damaged_record_is_left_out_and_named(out: Path) -> None:
     damaged = sorted(out.glob("trials/*/record.json"))[0]
     damaged.write_text(damaged.read_text()[:100])
     written = write_report(out)
-    assert written.damaged == [damaged]
+    assert [error.path for error in written.damaged] == [damaged]
     assert str(damaged) in written.html.read_text()
     assert len(pd.read_csv(out / "results.csv")) == 12
 

@@ -57,7 +57,7 @@ def test_the_commands_of_the_design_are_there() -> None:
 def test_a_dry_run_lists_the_trials_and_touches_nothing(study: Path, tmp_path: Path) -> None:
     told = scalestudy("run", study, "--dry-run", "--out", tmp_path / "out")
     assert told.returncode == 0
-    assert "cnn · torch-ddp · world size 1 · repeat 2" in told.stdout
+    assert "cnn · torch-ddp · world size 1 · repeats 1–2 · 8 images a device: 2 trials, about" in told.stdout
     assert "2 trials, 2 to run, about" in told.stdout
     assert not (tmp_path / "out").exists()
 

@@ -5,6 +5,8 @@ import pytest
 
 from scalestudy.launch.errors import InputError
 from scalestudy.launch.folder import StudyFolder
+from scalestudy.launch.jobs import Submitted, damaged_jobs, note, submitted
+from scalestudy.launch.pack import packed, unpack
 from scalestudy.trainers.record import Record
 from scalestudy.trainers.trial import Trial
 
@@ -43,7 +45,7 @@ def test_a_damaged_record_counts_as_none_and_is_named(
     folder.finish(path, make_record(trial))
     (path / "record.json").write_text(damage)
     assert folder.record(trial) is None
-    assert folder.damaged([trial]) == [path / "record.json"]
+    assert [error.path for error in folder.damaged([trial])] == [path / "record.json"]
 
 
 def test_no_other_studys_folder_is_written_to(folder: StudyFolder) -> None:
@@ -82,3 +84,60 @@ def test_runs_of_different_shares_go_side_by_side_and_a_whole_run_beside_none(fo
             pass
     with folder.locked(), pytest.raises(InputError, match="another run"), other.locked("nodes-1"):
         pass
+
+
+@pytest.mark.parametrize(
+    ("marker", "message"),
+    [
+        ('{"schema": 2, "study": "t"}', "scalestudy.json: is of schema 2, which a newer scalestudy wrote; this one re"),
+        (
+            '{"schema": 1, "study": "t", "more": 1}',
+            "scalestudy.json: has a field that this version does not know, more",
+        ),
+    ],
+)
+def test_a_folder_of_a_newer_version_is_neither_written_nor_read(
+    folder: StudyFolder, marker: str, message: str
+) -> None:
+    (folder.path / "scalestudy.json").write_text(marker)
+    with pytest.raises(InputError, match=message):
+        folder.create("t")
+    with pytest.raises(InputError, match=message):
+        folder.check()
+
+
+@pytest.mark.parametrize("marker", ["", "{", "[]", "1", "null", '{"schema": 1}', "\xff"])
+def test_a_damaged_marker_is_named_and_what_lies_beside_it_is_read(folder: StudyFolder, marker: str) -> None:
+    (folder.path / "scalestudy.json").write_bytes(marker.encode("latin-1"))
+    with pytest.raises(InputError, match=r"scalestudy\.json: is (torn|damaged): .*; name another folder"):
+        folder.create("t")
+    assert "scalestudy.json: is " in (folder.check() or "")
+
+
+def test_jobs_are_told_of_past_a_torn_line(folder: StudyFolder) -> None:
+    made = [Submitted(id=str(number), launcher="slurm", study="s.yaml") for number in range(3)]
+    note(made[:2], folder)
+    log = folder.jobs_path / "jobs.jsonl"
+    log.write_bytes(log.read_bytes()[:-20])
+    note(made[2:], folder)
+    assert [job.id for job in submitted(folder, "slurm")] == ["0", "2"]
+    assert damaged_jobs(folder) == [f"{log}: line 2 is torn, or of a newer scalestudy: a job that is not told of"]
+
+
+def test_results_that_are_torn_on_the_way_home_are_refused_and_replace_nothing(
+    tmp_path: Path, make_trial: Callable[..., Trial], make_record: Callable[..., Record]
+) -> None:
+    away, home = StudyFolder(tmp_path / "away"), StudyFolder(tmp_path / "home")
+    for folder in (away, home):
+        folder.create("t")
+        folder.finish(folder.begin(make_trial()), make_record(make_trial()))
+    record = away.trial_path(make_trial()) / "record.json"
+    record.write_bytes(record.read_bytes()[:50])
+    log = packed(away.path)
+    # A damaged record never takes the place of a whole one.
+    assert unpack(log, home) == 0
+    assert home.record(make_trial()) is not None
+    for damage in (log.replace("\n", "\n!!!", 2)[:400] + log[-40:], log[:300] + log[600:], log[:40] + log[-40:]):
+        with pytest.raises(ValueError, match="the results in the log are damaged|holds no results"):
+            unpack(damage, home)
+    assert home.damaged() == []

@@ -1,5 +1,6 @@
 """The controller on nodes that come and go: a launcher of its own stands for the cluster."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -112,3 +113,76 @@ def test_what_finds_too_few_nodes_is_noted_and_tried_again_by_the_next_run(
     assert record is not None
     assert (record.outcome, record.reason) == ("skipped", "needs 4 nodes with 1 cpu devices, 2 are there")
     assert pending(trials, folder) == trials[:1]
+
+
+class Torn:
+    """One node, whose ranks leave what they are told to as their reports."""
+
+    name = "local"
+    elastic = False
+
+    def __init__(self, *reports: str | bytes | None) -> None:
+        self._reports = reports
+
+    def capacity(self) -> Topology:
+        return Topology(nodes=1, cpus_per_node=8)
+
+    def scheduler(self) -> dict[str, str]:
+        return {}
+
+    def resume(self, *, advanced: bool) -> str | None:
+        return None
+
+    def run(self, trial: Trial, folder: Path, deadline_s: float, tick: Callable[[], None]) -> Exit:
+        for rank, report in enumerate(self._reports[: trial.world_size]):
+            if report is not None:
+                (folder / f"rank-{rank}.json").write_bytes(report if isinstance(report, bytes) else report.encode())
+        return Exit(codes=(0,) * trial.world_size, timed_out=False, first_failed=None)
+
+
+def test_a_rank_report_that_cannot_be_read_costs_its_trial_and_says_why(
+    folder: StudyFolder, make_trial: MakeTrial, make_record: Callable[..., Record]
+) -> None:
+    trials = [make_trial(world_size=2, repeat=repeat) for repeat in range(4)]
+    zero, one = (report.model_dump_json() for report in make_record(trials[0]).reports)
+    endings: list[tuple[str | bytes, str, str]] = [
+        (one[:40], "failed", "rank-1.json is torn: 40 bytes, EOF while parsing"),
+        (b"\xff", "failed", "rank-1.json is torn: 1 bytes"),
+        (zero, "failed", "rank-1.json is the report of rank 0"),
+        (one, "ok", ""),
+    ]
+    for trial, (report, _, _) in zip(trials, endings, strict=True):
+        assert run_trials([trial], folder, Torn(zero, report), ORIGIN, Silent()) == []
+    for trial, (_, outcome, reason) in zip(trials, endings, strict=True):
+        record = folder.record(trial)
+        assert record is not None
+        assert (record.outcome, (record.reason or "")[: len(reason)]) == (outcome, reason)
+    # The reports that can be read are kept.
+    first = folder.record(trials[0])
+    assert first is not None
+    assert [report.rank.rank for report in first.reports] == [0]
+
+
+def test_ranks_that_timed_nothing_they_agree_on_have_measured_nothing(
+    folder: StudyFolder, make_trial: MakeTrial, make_record: Callable[..., Record]
+) -> None:
+    trial = make_trial(world_size=2)
+    zero, one = make_record(trial).reports
+    halved = one.model_copy(update={"windows": one.windows[:1]}).model_dump_json()
+    run_trials([trial], folder, Torn(zero.model_dump_json(), halved), ORIGIN, Silent())
+    record = folder.record(trial)
+    assert record is not None
+    assert (record.outcome, record.reason) == ("failed", "the ranks timed different windows")
+
+
+def test_a_reason_that_is_not_utf_8_is_written_all_the_same(folder: StudyFolder, make_trial: MakeTrial) -> None:
+    class Lost(Torn):
+        def run(self, trial: Trial, folder: Path, deadline_s: float, tick: Callable[[], None]) -> Exit:
+            raise FileNotFoundError(2, "No such file", os.fsdecode(b"/data/\xff"))
+
+    run_trials([trial := make_trial()], folder, Lost(), ORIGIN, Silent())
+    record = folder.record(trial)
+    assert record is not None
+    assert record.reason is not None
+    assert "/data/" in record.reason
+    assert record.reason.isprintable()

@@ -403,3 +403,85 @@ def test_the_ready_studies_are_valid(path: Path, topology: Topology) -> None:
     assert load_study(path).name == path.stem
     if path.stem != "gpu" or topology.gpus_per_node:
         assert trials(path, topology)
+
+
+@pytest.mark.parametrize(
+    ("changes", "product"),
+    [
+        ({"repeats": 10**9}, "2 trainers × 1 model × 2 world sizes × 1,000,000,000 repeats = 4,000,000,000 trials"),
+        ({"repeats": {"max": 10**6, "until": "1%"}}, "2 trainers × 1 model × 2 world sizes × 1,000,000 repeats"),
+        ({"batch": [*range(1, 6000)]}, "2 trainers × 5,999 batches of 1 model × 2 world sizes × 2 repeats = 47,992"),
+        (
+            {
+                "options": {"torch-ddp": {"bucket_cap_mb": [*range(1, 91)], "powersgd_rank": [*range(1, 91)]}},
+                "precision": ["fp32", "bf16"],
+            },
+            "8,101 ways to run 2 trainers × 1 model × 2 precisions × 2 world sizes × 2 repeats = 64,808 trials",
+        ),
+    ],
+)
+def test_a_study_of_too_many_trials_is_refused_with_the_product(
+    write: Write, changes: dict[str, Any], product: str
+) -> None:
+    with pytest.raises(InputError, match="more than 20,000; ask for fewer, or raise max_trials") as caught:
+        load_study(write(**changes))
+    assert f"max_trials: {product}" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_options_that_explode_are_refused_before_they_are_combined(write: Write) -> None:
+    options = {name: [*range(1, 2000)] for name in ("bucket_cap_mb", "powersgd_rank", "static_graph")}
+    with pytest.raises(InputError, match=r"1,999 'bucket_cap_mb' × .* = 7,988,005,999 combinations, more than max_tri"):
+        load_study(write(options={"torch-ddp": options}))
+
+
+def test_max_trials_says_how_many_trials_are_meant(write: Write) -> None:
+    assert len(trials(write(repeats=5001, max_trials=20_004))) == 20_004
+    with pytest.raises(InputError, match="= 8 trials, more than 7;"):
+        load_study(write(max_trials=7))
+
+
+def test_every_trial_of_a_study_is_counted_without_making_one(write: Write) -> None:
+    path = write(
+        models=[{"name": "cnn", "data": "digits", "batch": [4, 8]}, "resnet18"],
+        execution={"torch-ddp": ["eager", "compiled"]},
+        options={"torch-ddp": {"bucket_cap_mb": [None, 1, 2]}},
+        precision=["fp32", "bf16"],
+        devices_per_node=[1, 2],
+        world_sizes=[1],
+    )
+    assert load_study(path).trial_count == len(trials(path)) == 3 * 2 * 7 * 2 * 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seed": True}, "seed: true is no number"),
+        ({"optimizer": {"learning_rate": True}}, "optimizer.learning_rate: true is no number"),
+        ({"measurement": {"windows": False}}, "measurement.windows: false is no number"),
+        ({"measurement": {"window_s": "1e999"}}, "measurement.window_s: '1e999': input should be a finite number"),
+        ({"costs": {"price_per_device_hour": "nan"}}, "costs.price_per_device_hour: 'nan': input should be a finite"),
+        ({"options": {"torch-ddp": {"bucket_cap_mb": "inf"}}}, "torch-ddp.bucket_cap_mb: 'inf': input should be a fin"),
+        ({"seed": 2**32}, "seed: 4294967296: input should be less than or equal to 4294967295"),
+        ({"world_sizes": [2**31]}, "world_sizes.0: 2147483648: input should be less than or equal to 2147483647"),
+        ({"measurement": {"windows": "9" * 300}}, "input should be less than or equal to 1000000"),
+        ({"models": [{"name": "cnn", "data": "images:~no-such-user/x"}]}, "data: Could not determine home directory"),
+        ({"data": "images:a\nb"}, "data: 'images:a\\nb': string should match pattern"),
+        ({"environments": {"torch-ddp": {"image": "x", "runtime": "apptainer", "a\nb": 1}}}, "no field 'a\\nb'"),
+        ({"trainers": ["x" * 5000]}, "…"),
+    ],
+)
+def test_a_value_that_no_machine_takes_is_one_line(write: Write, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        trials(write(**changes))
+    assert message in str(caught.value)
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 700
+
+
+def test_of_many_mistakes_the_first_are_told(write: Write) -> None:
+    with pytest.raises(InputError) as caught:
+        load_study(write(trainers=[f"trainer-{number}" for number in range(1000)]))
+    lines = str(caught.value).split("\n")
+    assert len(lines) == 21
+    assert lines[-1].endswith("and 980 mistakes more")

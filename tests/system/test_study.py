@@ -232,7 +232,7 @@ def test_a_damaged_record_is_set_aside_and_measured_anew(write_study: WriteStudy
     run(study, tmp_path / "out")
     [path] = tmp_path.glob("out/trials/*/record.json")
     path.write_text(path.read_text()[:50])
-    assert f"{path}: is damaged" in run(study, tmp_path / "out")
+    assert f"{path}: is torn: 50 bytes" in run(study, tmp_path / "out")
     assert json.loads(path.read_text())["outcome"] == "ok"
     [aside] = tmp_path.glob("out/trials/*.unfinished-1/record.json")
     assert len(aside.read_text()) == 50

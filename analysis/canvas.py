@@ -1,0 +1,66 @@
+"""Matplotlib without its user's settings: figures are drawn and saved in our style alone, and need no screen.
+
+Everything of matplotlib's comes from here: its import looks at MPLBACKEND, and fails where that names a notebook's
+backend which is not installed in this environment.
+"""
+
+import io
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+_asked = os.environ.pop("MPLBACKEND", None)
+try:
+    import matplotlib as mpl
+finally:
+    if _asked is not None:
+        os.environ["MPLBACKEND"] = _asked
+# Not asked of a matplotlibrc either; nothing here is drawn by pyplot, which seaborn imports.
+mpl.use("agg")
+
+import seaborn as sns  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402
+
+__all__ = ["Figure", "as_svg", "save_png", "style"]
+
+_STYLE: dict[Any, Any] = {
+    "axes.grid": True,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 10,
+    "axes.labelsize": 10,
+    "font.size": 10,
+    "grid.color": "#e6e6e6",
+    "svg.fonttype": "none",
+    # The same figure twice is the same file twice.
+    "svg.hashsalt": "scalestudy",
+    # Text of users is text: a `$` in the name of a folder begins no formula.
+    "text.parse_math": False,
+}
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    """Draw, or save, as we mean it: matplotlib's defaults and our own style, whatever a matplotlibrc says."""
+    with mpl.rc_context(), warnings.catch_warnings():
+        mpl.rcdefaults()
+        # A name in a script that the font has not: boxes in the PNG, the reader's own font in the SVG.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
+        with sns.axes_style("whitegrid", rc=_STYLE), mpl.rc_context(_STYLE):
+            yield
+
+
+def save_png(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG."""
+    with style():
+        figure.savefig(path, format="png", dpi=110)
+
+
+def as_svg(figure: Figure) -> bytes:
+    """Return a figure as SVG."""
+    image = io.BytesIO()
+    with style():
+        figure.savefig(image, format="svg", metadata={"Date": None})
+    return image.getvalue()
