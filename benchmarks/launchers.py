@@ -56,7 +56,7 @@ def slurm(folder: Path) -> Iterator[dict[str, str]]:
 @contextmanager
 def ray(folder: Path) -> Iterator[dict[str, str]]:
     """Bring a Ray of one node up and yield the environment to use it."""
-    port, agent = free_ports(2, "0.0.0.0")
+    port, agent = free_ports(2, None)
     options = [f"--port={port}", "--node-ip-address=127.0.0.2", f"--num-cpus={CPUS}", "--include-dashboard=false"]
     where = [f"--temp-dir={folder}", f"--dashboard-agent-listen-port={agent}", "--object-store-memory=100000000"]
     head = subprocess.Popen(

@@ -1,6 +1,5 @@
 """What one host is and has: processor, memory, GPUs and their driver."""
 
-import ipaddress
 import os
 import platform
 import resource
@@ -130,17 +129,6 @@ def pin(cpus: Iterable[int]) -> None:
     """Keep this process, and the threads it will start, on the given CPUs."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, cpus)
-
-
-def interface_of(address: str) -> str | None:
-    """Return the network interface that has an address, or None where none of this host has it."""
-    if ipaddress.ip_address(address).is_loopback:
-        # All of 127.0.0.0/8 is the loopback's; only 127.0.0.1 is listed.
-        address = "127.0.0.1"
-    for name, addresses in psutil.net_if_addrs().items():
-        if address in {entry.address for entry in addresses}:
-            return name
-    return None
 
 
 def process_age_s() -> float:

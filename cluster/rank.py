@@ -5,6 +5,7 @@ import socket
 from collections.abc import Mapping, Sequence
 
 from scalestudy.cluster.frozen import Frozen
+from scalestudy.cluster.network import parted
 
 
 class Rank(Frozen):
@@ -39,7 +40,7 @@ def rank_environ(rank: Rank, addresses: Sequence[str]) -> dict[str, str]:
     """Return torchrun's variables and TF_CONFIG for one rank; `addresses` is one host:port a rank, in rank order."""
     if len(addresses) != rank.world_size:
         raise ValueError(f"{rank.world_size} ranks need as many addresses, got {len(addresses)}: {addresses}")
-    host, port = addresses[0].rsplit(":", 1)
+    host, port = parted(addresses[0])
     return {
         "RANK": str(rank.rank),
         "WORLD_SIZE": str(rank.world_size),
@@ -48,11 +49,17 @@ def rank_environ(rank: Rank, addresses: Sequence[str]) -> dict[str, str]:
         "GROUP_RANK": str(rank.node_rank),
         "SCALESTUDY_HOST": rank.host,
         "MASTER_ADDR": host,
-        "MASTER_PORT": port,
+        "MASTER_PORT": str(port),
         "TF_CONFIG": json.dumps(
             {"cluster": {"worker": list(addresses)}, "task": {"type": "worker", "index": rank.rank}}
         ),
     }
+
+
+def rank_addresses(environ: Mapping[str, str]) -> list[str]:
+    """Return host:port of every rank, as `rank_environ` wrote them."""
+    found: list[str] = json.loads(environ["TF_CONFIG"])["cluster"]["worker"]
+    return found
 
 
 def integer(environ: Mapping[str, str], variable: str) -> int:

@@ -1,10 +1,8 @@
 """One task of a Slurm step: which rank it is, read from what Slurm gives a task."""
 
 import re
-import socket
 from collections.abc import Mapping
 
-from scalestudy.cluster.host import interface_of
 from scalestudy.cluster.rank import Rank, integer, rank_environ
 
 # One host:port a rank, in rank order: what Slurm does not say, the launcher does.
@@ -13,14 +11,7 @@ ADDRESSES = "SCALESTUDY_ADDRESSES"
 
 def step_environ(environ: Mapping[str, str]) -> dict[str, str]:
     """Return torchrun's variables and TF_CONFIG for this task; raises ValueError naming a variable that is wrong."""
-    rank = step_rank(environ)
-    addresses = environ[ADDRESSES].split(",")
-    own = addresses[rank.rank].rsplit(":", 1)[0]
-    found = rank_environ(rank, addresses)
-    # Gloo would take the interface of the host's name, which on Debian's kind of /etc/hosts is the loopback.
-    if "GLOO_SOCKET_IFNAME" not in environ and (interface := interface_of(socket.gethostbyname(own))):
-        found["GLOO_SOCKET_IFNAME"] = interface
-    return found
+    return rank_environ(step_rank(environ), environ[ADDRESSES].split(","))
 
 
 def step_rank(environ: Mapping[str, str]) -> Rank:

@@ -1,9 +1,10 @@
 """Wait for child processes without taking time from what is measured, and end them whole."""
 
 import os
-import selectors
+import queue
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -22,33 +23,33 @@ def wait_for(
     """
     ends_s = time.monotonic() + deadline_s
     first_failed: int | None = None
-    with selectors.DefaultSelector() as selector:
-        # Process descriptors wake this process up when a rank ends: to poll would take time from the ranks.
-        for index, process in enumerate(started):
-            selector.register(os.pidfd_open(process.pid), selectors.EVENT_READ, index)
-        try:
-            while selector.get_map():
-                left_s = ends_s - time.monotonic()
-                if left_s <= 0:
-                    return first_failed is None, first_failed
-                for key, _ in selector.select(min(_TICK_S, left_s)):
-                    selector.unregister(key.fileobj)
-                    os.close(key.fd)
-                    if first_failed is None and _failed(started[key.data]):
-                        first_failed = key.data
-                        ends_s = min(ends_s, time.monotonic() + _GRACE_S)
-                tick()
-        finally:
-            for key in list(selector.get_map().values()):
-                os.close(key.fd)
+    # A thread for each rank sleeps until the kernel wakes it: polling would take time from the ranks, and process
+    # descriptors do not exist everywhere (RHEL 8's kernel, some containers, some builds of Python).
+    ended: queue.SimpleQueue[tuple[int, bool]] = queue.SimpleQueue()
+    for index, process in enumerate(started):
+        threading.Thread(target=_tell, args=(process.pid, index, ended), daemon=True).start()
+    running = len(started)
+    while running:
+        left_s = ends_s - time.monotonic()
+        if left_s <= 0:
+            return first_failed is None, first_failed
+        with suppress(queue.Empty):
+            index, failed = ended.get(timeout=min(_TICK_S, left_s))
+            running -= 1
+            if failed and first_failed is None:
+                first_failed = index
+                ends_s = min(ends_s, time.monotonic() + _GRACE_S)
+        tick()
     return False, first_failed
 
 
-def _failed(process: subprocess.Popen[bytes]) -> bool:
-    """Return how a rank that has ended did so, and leave it to be reaped: until then its group keeps its number."""
-    ended = os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
-    assert ended is not None
-    return ended.si_code != os.CLD_EXITED or ended.si_status != 0
+def _tell(pid: int, index: int, ended: queue.SimpleQueue[tuple[int, bool]]) -> None:
+    """Tell how a rank ended, and leave it to be reaped: until then its group keeps its number."""
+    # Once the deadline is over whoever kills the rank also reaps it, and nobody waits for this any more.
+    with suppress(ChildProcessError):
+        how = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        assert how is not None
+        ended.put((index, how.si_code != os.CLD_EXITED or how.si_status != 0))
 
 
 def kill_group(process: subprocess.Popen[bytes]) -> None:

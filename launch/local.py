@@ -7,13 +7,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from scalestudy.cluster.host import Topology, local_topology
+from scalestudy.cluster.network import joined, loopback
 from scalestudy.cluster.ports import free_ports
 from scalestudy.cluster.rank import Rank, rank_environ
 from scalestudy.launch.children import kill_group, wait_for
 from scalestudy.launch.launcher import Exit, Program, processes, worker_command, worker_variables
 from scalestudy.trainers.trial import Trial
-
-LOOPBACK = "127.0.0.1"
 
 
 class LocalLauncher:
@@ -37,7 +36,8 @@ class LocalLauncher:
 
     def run(self, trial: Trial, folder: Path, deadline_s: float, tick: Callable[[], None]) -> Exit:
         ranks = local_ranks(processes(trial))
-        addresses = [f"{LOOPBACK}:{port}" for port in free_ports(len(ranks), LOOPBACK)]
+        host = loopback()
+        addresses = [joined(host, port) for port in free_ports(len(ranks), host)]
         argv = worker_command(self._programs.get(trial.trainer, sys.executable), trial, folder)
         started: list[subprocess.Popen[bytes]] = []
         # The ranks' stdin, their lifeline.

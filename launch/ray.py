@@ -18,7 +18,8 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from scalestudy.cluster.cpu_claims import CpuClaim
-from scalestudy.cluster.host import NodeOffer, Topology, interface_of, usable_cpus
+from scalestudy.cluster.host import NodeOffer, Topology, usable_cpus
+from scalestudy.cluster.network import joined
 from scalestudy.cluster.ports import hold_port
 from scalestudy.cluster.processors import processors
 from scalestudy.cluster.rank import Rank, rank_environ
@@ -64,7 +65,7 @@ class RankActor:
         # Held as long as the actor lives.
         self._claim: CpuClaim | None = None
         # Held until the rank binds it, so that no other trial finds it free.
-        self._port = hold_port("0.0.0.0")
+        self._port = hold_port(None)
         self._process: subprocess.Popen[bytes] | None = None
 
     def place(self) -> Place:
@@ -83,10 +84,8 @@ class RankActor:
         """Run the rank to its end; raises OSError where its program cannot be started."""
         (self._folder / "trial.json").write_text(trial.model_dump_json(by_alias=True), encoding="utf-8")
         log_name = f"rank-{rank.rank}.log"
-        own = addresses[rank.rank].rsplit(":", 1)[0]
         self._claim = claim_cpus(trial, rank, gpus)
         environment = {
-            "GLOO_SOCKET_IFNAME": interface_of(own) or "",
             **os.environ,
             **rank_environ(rank, addresses),
             **worker_variables(os.environ, trial, rank.world_size),
@@ -101,7 +100,7 @@ class RankActor:
             with (self._folder / log_name).open("wb") as log:
                 self._process = subprocess.Popen(
                     worker_command(program or sys.executable, trial, self._folder),
-                    env={name: value for name, value in environment.items() if value or name != "GLOO_SOCKET_IFNAME"},
+                    env=environment,
                     stdin=ranks_end,
                     stdout=log,
                     stderr=subprocess.STDOUT,
@@ -183,7 +182,7 @@ class RayLauncher:
                 places: list[Place] = ray.get([actor.place.remote() for actor in actors], timeout=deadline_s)
             except RayError as error:
                 raise OSError(_said(error)) from None
-            addresses = [f"{place.address}:{place.port}" for place in places]
+            addresses = [joined(place.address, place.port) for place in places]
             running = {
                 actor.run.remote(
                     trial, rank, addresses, gpus_of(places, rank), self._programs.get(trial.trainer)

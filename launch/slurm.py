@@ -13,6 +13,7 @@ from pathlib import Path
 
 from scalestudy.cluster.cuda_devices import MIG_LIMIT
 from scalestudy.cluster.host import Topology
+from scalestudy.cluster.network import joined
 from scalestudy.cluster.slurm_step import ADDRESSES, tasks_per_node
 from scalestudy.launch import slurm_ask
 from scalestudy.launch.children import kill_group, wait_for
@@ -292,7 +293,7 @@ def rank_addresses(hosts: Sequence[str], free_ports: Sequence[Sequence[int]], co
         node = rank // per_node
         port = next(port for port in free_ports[node] if port not in taken)
         taken.add(port)
-        addresses.append(f"{hosts[node]}:{port}")
+        addresses.append(joined(hosts[node], port))
     return addresses
 
 

@@ -1,5 +1,6 @@
 """How Horovod's ranks meet: its variables for each rank, and the store that rank 0 serves over HTTP."""
 
+import ipaddress
 import os
 import socket
 import threading
@@ -33,13 +34,36 @@ def _meet(rank: Rank, options: HorovodOptions, timeout_s: float) -> None:
     It is what `horovodrun --gloo` does, without its SSH: our launchers have started the ranks already.
     """
     os.environ.update(variables(rank, options, os.environ))
-    address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    check_address(host)
     if rank.rank == 0:
-        server = RendezvousHTTPServer(address, RendezvousHandler, False)
+        server = RendezvousHTTPServer((listens_at(host), port), RendezvousHandler, False)
         threading.Thread(target=server.serve_forever, daemon=True).start()
     else:
-        _wait_for(address, timeout_s)
+        _wait_for((host, port), timeout_s)
     os.environ["HOROVOD_GLOO_TIMEOUT_SECONDS"] = str(int(timeout_s))
+
+
+def check_address(host: str) -> None:
+    """Raise ValueError where rank 0 has no IPv4 address: the client in Horovod's library asks for nothing else."""
+    try:
+        socket.getaddrinfo(host, None, socket.AF_INET)
+    except socket.gaierror:
+        raise ValueError(
+            f"rank 0 is at {host}, which has no IPv4 address, and Horovod's ranks meet over IPv4 alone; "
+            "use torch-ddp or tf-multiworker, or give the nodes IPv4 addresses"
+        ) from None
+
+
+def listens_at(host: str) -> str:
+    """Return where rank 0 serves: at an address as it stands, but for a name on all interfaces.
+
+    A node's own name may be its loopback's, where no other node comes.
+    """
+    try:
+        return str(ipaddress.ip_address(host))
+    except ValueError:
+        return ""
 
 
 def check_build(trial: Trial, *, mpi: bool, nccl: bool) -> None:
@@ -82,7 +106,8 @@ def variables(rank: Rank, options: HorovodOptions, environ: Mapping[str, str]) -
         "HOROVOD_CPU_OPERATIONS": "gloo",
         "HOROVOD_GLOO_RENDEZVOUS_ADDR": environ["MASTER_ADDR"],
         "HOROVOD_GLOO_RENDEZVOUS_PORT": environ["MASTER_PORT"],
-        "HOROVOD_GLOO_IFACE": environ.get("GLOO_SOCKET_IFNAME", ""),
+        # torch takes a list, Horovod one.
+        "HOROVOD_GLOO_IFACE": environ.get("GLOO_SOCKET_IFNAME", "").split(",")[0],
         **{name: value for name, value in tuned.items() if value is not None},
     }
 

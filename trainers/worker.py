@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from scalestudy.cluster.clock import now_s
 from scalestudy.cluster.cuda_memory import least_free_share
 from scalestudy.cluster.host import process_age_s, this_host
-from scalestudy.cluster.rank import Rank
+from scalestudy.cluster.network import reach_directly
+from scalestudy.cluster.rank import Rank, rank_addresses
 from scalestudy.cluster.slurm_step import ADDRESSES, step_environ
 from scalestudy.cluster.telemetry import Sampling
 from scalestudy.trainers.collectives import sweep
@@ -141,6 +142,7 @@ def _run(trial: Trial, rank: Rank, folder: Path, phases: _Phases, found: dict[st
     """Meet the others, train and time, and check the parameters; or sweep. Returns what is yet to be closed."""
     if rank.local_rank == 0:
         found["host"] = this_host()
+    reach_directly(os.environ, rank_addresses(os.environ), rank.rank)
     found["placement"] = take_place(trial, rank, os.environ)
     # From the start of the process: the interpreter and our own imports are part of what a job waits for.
     with phases.timed("import", since_s=now_s() - process_age_s()):

@@ -158,7 +158,7 @@ class RayCluster:
     def __init__(self) -> None:
         # Short: sockets lie in it, and their paths have a limit.
         self.folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))
-        dashboard, port, *self._agents = free_ports(4, "0.0.0.0")
+        dashboard, port, *self._agents = free_ports(4, None)
         self.address = f"127.0.0.2:{port}"
         self.dashboard = f"http://127.0.0.1:{dashboard}"
         self.environ = {

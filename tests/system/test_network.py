@@ -1,0 +1,123 @@
+"""Ranks on two hosts that are network namespaces: names that stand for the loopback, and IPv6 alone."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from scalestudy.cluster.network import joined
+from scalestudy.cluster.ports import free_ports
+from scalestudy.cluster.slurm_step import ADDRESSES
+from scalestudy.launch.folder import StudyFolder
+from scalestudy.launch.launcher import worker_command, worker_variables
+from scalestudy.trainers.record import RankReport
+from scalestudy.trainers.trial import Trial
+
+pytestmark = pytest.mark.slow
+
+MakeTrial = Callable[..., Trial]
+
+
+class Hosts:
+    """Two hosts, node1 and node2, with a link between them; both know both names by an /etc/hosts of their own."""
+
+    def __init__(self, folder: Path, addresses: tuple[str, str], own: str) -> None:
+        self._names = [f"ss{os.getpid()}-{index}" for index in (1, 2)]
+        self._folder = folder
+        self.addresses = addresses
+        for name in self._names:
+            _run("ip", "netns", "add", name)
+        _run("ip", "link", "add", "ss0", "netns", self._names[0], "type", "veth", "peer", "name", "ss0", "netns", self._names[1])
+        for index, (name, address) in enumerate(zip(self._names, addresses, strict=True)):
+            ipv6 = ":" in address
+            within = ("ip", "-netns", name)
+            _run(*within, "link", "set", "lo", "up")
+            _run(*within, "link", "set", "ss0", "up")
+            _run(*within, "address", "add", f"{address}/{64 if ipv6 else 24}", "dev", "ss0", *(["nodad"] if ipv6 else []))
+            if ipv6:
+                _run(*within, "address", "del", "127.0.0.1/8", "dev", "lo")
+            known = [own if peer == index else there for peer, there in enumerate(addresses)]
+            (folder / f"hosts-{index}").write_text(f"{'::1' if ipv6 else '127.0.0.1'} localhost\n{known[0]} node1\n{known[1]} node2\n")
+
+    def start(self, trial: Trial, folder: Path, index: int, hosts: list[str]) -> "subprocess.Popen[bytes]":
+        """Start a rank as a task of Slurm's on one host."""
+        own_hosts = self._folder / f"hosts-{index}"
+        shell = f'mount --bind {own_hosts} /etc/hosts && exec "$@"'
+        task = {
+            "SLURM_PROCID": str(index),
+            "SLURM_LOCALID": "0",
+            "SLURM_NODEID": str(index),
+            "SLURM_STEP_NUM_TASKS": "2",
+            "SLURM_STEP_TASKS_PER_NODE": "1(x2)",
+            "SLURMD_NODENAME": f"node{index + 1}",
+            ADDRESSES: ",".join(hosts),
+        }
+        with (folder / f"rank-{index}.log").open("wb") as log:
+            return subprocess.Popen(
+                ["ip", "netns", "exec", self._names[index], "bash", "-c", shell, "_", *worker_command(sys.executable, trial, folder)],
+                env={**os.environ, **worker_variables({}, trial, 2), "SCALESTUDY_LIFELINE": "", **task},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+
+    def end(self) -> None:
+        """Remove both."""
+        for name in self._names:
+            subprocess.run(["ip", "netns", "delete", name], check=False)
+
+
+def _run(*command: str) -> None:
+    subprocess.run(command, check=True)
+
+
+@pytest.fixture
+def hosts(tmp_path: Path) -> Iterator[Callable[..., Hosts]]:
+    made: list[Hosts] = []
+
+    def make(*addresses: str, own: str) -> Hosts:
+        made.append(Hosts(tmp_path, (addresses[0], addresses[1]), own))
+        return made[-1]
+
+    yield make
+    for host in made:
+        host.end()
+
+
+class Ended(NamedTuple):
+    codes: list[int]
+    reports: tuple[RankReport, ...]
+    logs: str
+
+
+def trained(there: Hosts, trial: Trial, tmp_path: Path, names: tuple[str, str]) -> Ended:
+    folder = StudyFolder(tmp_path / trial.trainer)
+    folder.create("t")
+    path = folder.begin(trial)
+    addresses = [joined(name, port) for name, port in zip(names, free_ports(2), strict=True)]
+    ranks = [there.start(trial, path, index, addresses) for index in (0, 1)]
+    try:
+        codes = [rank.wait(60) for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+            rank.wait()
+    logs = "".join(log.read_text(errors="replace") for log in path.glob("*.log"))
+    return Ended(codes, folder.reports(path, 2), logs)
+
+
+@pytest.mark.parametrize("trainer", ["torch-ddp", "horovod-torch", "tf-multiworker"])
+def test_nodes_whose_own_name_is_the_loopback_train_together(
+    trainer: str, hosts: Callable[..., Hosts], make_trial: MakeTrial, tmp_path: Path
+) -> None:
+    there = hosts("10.214.0.1", "10.214.0.2", own="127.0.1.1")
+    ended = trained(there, make_trial(trainer=trainer, world_size=2, devices_per_node=1), tmp_path, ("node1", "node2"))
+    assert ended.codes == [0, 0], ended.logs
+    assert all(report.windows for report in ended.reports)
+    for report in ended.reports:
+        assert report.software is not None
+        assert report.software.variables["GLOO_SOCKET_IFNAME"] == "ss0"
