@@ -13,7 +13,7 @@ ENVS := .venvs/torch/.horovod .venvs/tensorflow/.horovod
 GPU_BUILDS := build/gpu/both/.horovod build/gpu/tensorflow/.horovod
 PACKAGES := cluster trainers analysis launch
 
-.PHONY: study test fast lint environment horovod envs gpu-build gpu-bundle clean
+.PHONY: study test fast lowest lint environment horovod envs gpu-build gpu-bundle clean
 
 # What two targets need is no by-product to be deleted.
 .SECONDARY:
@@ -26,6 +26,16 @@ test: $(HOROVOD)
 
 fast: environment
 	$(VENV)/bin/pytest -m "not slow"
+
+# With the lowest versions that pyproject.toml allows. Warnings are no errors there: old packages warn of what is new.
+lowest: build/lowest/.ready
+	build/lowest/bin/pytest -m "not slow" -o filterwarnings=default --disable-warnings
+
+build/lowest/.ready: pyproject.toml constraints-lowest.txt
+	$(PYTHON) -m venv build/lowest
+	build/lowest/bin/pip install -q -c constraints-lowest.txt torch
+	build/lowest/bin/pip install -q -c constraints-lowest.txt -e '.[torch,tensorflow-cpu,ray]' pytest hypothesis
+	touch $@
 
 lint: environment
 	$(VENV)/bin/ruff check .

@@ -200,7 +200,7 @@ def rank_tracks(record: Record, report: RankReport, node: Node) -> list[Track]:
     """Return the tracks of the devices that a rank drives."""
     if record.trial.device == "cpu":
         cpus = list(report.software.cpus) if report.software else []
-        return [_cpu_track(node.samples["host"], cpus)] if cpus and "host" in node.samples else []
+        return [_cpu_track(node, cpus)] if cpus and "host" in node.samples else []
     share = record.trial.world_size // report.rank.world_size
     first = report.rank.local_rank * share
     names = node.telemetry.visible[first : first + share]
@@ -222,10 +222,13 @@ def _gpu_track(name: str, samples: pd.DataFrame) -> Track:
     )
 
 
-def _cpu_track(samples: pd.DataFrame, cpus: list[int]) -> Track:
-    name = f"CPU {', '.join(map(str, cpus))}" if len(cpus) <= 4 else f"{len(cpus)} CPUs from {cpus[0]}"
-    time_s = _values(samples, "time_s")
-    busy_s = _of_cpus(samples, "cpu_busy_s", cpus)
+def _cpu_track(node: Node, cpus: list[int] | None) -> Track:
+    """Return what the given CPUs did, None: all of the host's."""
+    name = "host"
+    if cpus is not None:
+        name = f"CPU {', '.join(map(str, cpus))}" if len(cpus) <= 4 else f"{len(cpus)} CPUs from {cpus[0]}"
+    time_s = _values(node.samples["host"], "time_s")
+    busy_s = _of_cpus(node, "cpu_busy_s", cpus)
     unknown = np.full(len(time_s), np.nan)
     # Of CPUs the kernel counts no energy one by one, and no memory.
     return Track(
@@ -246,14 +249,12 @@ def _host_track(node: Node) -> Track | None:
     if "host" not in node.samples:
         return None
     samples = node.samples["host"]
-    cpus = list(range(len(samples.cpu_busy_s.iloc[0])))
     energy_j = _values(samples, "energy_j")
-    track = _cpu_track(samples, cpus)
+    track = _cpu_track(node, None)
     return Track(
         **(
             vars(track)
             | {
-                "name": "host",
                 "memory_bytes": _values(samples, "memory_used_bytes"),
                 "energy_j": energy_j,
                 "power_w": _rate(track.time_s, energy_j),
@@ -331,14 +332,14 @@ def _cpu_notices(record: Record, node: Node) -> Iterator[tuple[str, str]]:
     samples = node.samples["host"]
     time_s = _values(samples, "time_s")
     pinned = {cpu for report in node.reports if report.software for cpu in report.software.cpus}
-    others = [cpu for cpu in range(len(samples.cpu_busy_s.iloc[0])) if cpu not in pinned]
+    others = [cpu for cpu in _listed(node, "cpu_busy_s") if cpu not in pinned]
     start_s, end_s = phase_spans(node.reports[0]).get(_MEASURE, (np.nan, np.nan))
     for kind, column, cpus, limit, text in (
         ("stolen", "cpu_steal_s", sorted(pinned), _STOLEN, "the hypervisor took {:.0%} of the ranks' CPUs of {}"),
         ("shared", "cpu_busy_s", others, _OTHERS_BUSY, "other work kept {:.0%} of the other CPUs of {} busy"),
     ):
         if cpus:
-            gained = np.diff(np.interp([start_s, end_s], time_s, _of_cpus(samples, column, cpus)))[0]
+            gained = np.diff(np.interp([start_s, end_s], time_s, _of_cpus(node, column, cpus)))[0]
             # The kernel counts in ticks, and may count one too many.
             if (share := min(gained / (end_s - start_s), 1.0)) > limit:
                 yield kind, text.format(share, node.telemetry.host)
@@ -364,10 +365,25 @@ def _values(samples: pd.DataFrame, column: str) -> Values:
     return values
 
 
-def _of_cpus(samples: pd.DataFrame, column: str, cpus: list[int]) -> Values:
-    """Return the mean over CPUs of seconds that each has counted."""
-    by_cpu: Values = np.stack(samples[column].to_numpy())
-    mean: Values = by_cpu[:, [cpu for cpu in cpus if cpu < by_cpu.shape[1]]].mean(axis=1)
+def _listed(node: Node, column: str) -> list[int]:
+    """Return the numbers of the CPUs that a node's samples list, in their order; none where they are not known."""
+    if node.telemetry.cpus is not None:
+        return list(node.telemetry.cpus)
+    # From before the numbers were kept: all that the host has, from 0 on.
+    known = node.samples["host"][column].dropna()
+    return list(range(len(known.iloc[0]))) if len(known) else []
+
+
+def _of_cpus(node: Node, column: str, cpus: list[int] | None) -> Values:
+    """Return the mean over CPUs, None: all of them, of seconds that each has counted; NaN where one is not known."""
+    samples = node.samples["host"]
+    mean: Values = np.full(len(samples), np.nan)
+    places = {cpu: place for place, cpu in enumerate(_listed(node, column))}
+    known = samples[column].notna().to_numpy()
+    if known.any() and (cpus is None or (cpus and set(cpus) <= places.keys())):
+        by_cpu: Values = np.stack(samples[column].to_numpy()[known])
+        wanted = slice(None) if cpus is None else [places[cpu] for cpu in cpus]
+        mean[known] = by_cpu[:, wanted].mean(axis=1)
     return mean
 
 

@@ -62,6 +62,8 @@ def traps(trials: pd.DataFrame) -> Iterator[tuple[str, str, str]]:
         yield row.trial, "changed", f"{row.changed_by:+.0%} from window {row.changed_at + 1:.0f} on"
     for row in ok[ok.apart > 0].itertuples():
         yield row.trial, "windows apart", f"{row.apart:.0f} window{'s' if row.apart > 1 else ''}"
+    for row in ok[ok.flat_loss_late.notna()].itertuples():
+        yield row.trial, "unlearned", f"loss {row.flat_loss_first:.4g} at first, {row.flat_loss_late:.4g} later"
     for _, group in ok.groupby([*WORK, "series", "world_size"]):
         far = apart(group.throughput_images_per_s.to_numpy())
         for row in group[far].itertuples():

@@ -11,6 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from scalestudy.analysis import devices, placement
+from scalestudy.analysis.losses import curve, unlearned
 from scalestudy.analysis.steadiness import steadiness
 from scalestudy.trainers.files import RECORD_NAME, DamagedError, read_record, record_paths
 from scalestudy.trainers.options import changes
@@ -119,6 +120,8 @@ def frames(records: Iterable[Record], trials_path: Path) -> Frames:
         row["sharing_ranks"] = len(placement.sharing(record.reports))
         row["far_ranks"] = len(placement.far_from_gpu(record.reports))
         row |= steadiness(seconds.max(axis=0) / steps)
+        if (flat := unlearned(curve(record.reports), record.trial.data)) is not None:
+            row["flat_loss_first"], row["flat_loss_late"] = flat
         ranks += ((row["trial"], *rank) for rank in rank_steps(record.reports))
         row["training_images"] = record.reports[0].training_images
         phases += [(row["trial"], phase, phase_s[phase]) for phase in PHASES if phase in phase_s]
@@ -362,4 +365,6 @@ _TRIAL_COLUMNS = [
     "changed_at",
     "changed_by",
     "apart",
+    "flat_loss_first",
+    "flat_loss_late",
 ]

@@ -23,10 +23,11 @@ _POWER = {"instant": "of the moment", "usual": "as the driver tells it, on most 
 
 @dataclass(frozen=True, kw_only=True)
 class Written:
-    """Where the report is, and which records could not be read."""
+    """Where the report is, which records could not be read, and what of the images is left out, a sentence a folder."""
 
     html: Path
     damaged: list[DamagedError]
+    left_out: list[str]
 
 
 def write_report(out: Path, prices: Mapping[str, float] | None = None) -> Written:
@@ -75,14 +76,14 @@ def write_report(out: Path, prices: Mapping[str, float] | None = None) -> Writte
             points,
             damaged,
             answers=said,
-            unlike=unlike,
+            unlike=[*unlike, *(f"{sentence}." for sentence in facts.left_out)],
             notices=notices,
             sizes=_sizes(points, fitted),
             swept=collectives.fits(swept).to_dict("records"),
             figures=drawn,
         ),
     )
-    return Written(html=html, damaged=damaged)
+    return Written(html=html, damaged=damaged, left_out=[*facts.left_out])
 
 
 def read_study(out: Path) -> tuple["Facts", Frames, list[DamagedError]]:
@@ -125,6 +126,7 @@ class Facts:
         self.first: str = ""
         self.last: str = ""
         self.costs = Costs()
+        self.left_out: dict[str, None] = {}
 
     def seen(self, record: Record) -> Record:
         """Note a record and hand it on."""
@@ -145,6 +147,8 @@ class Facts:
                 self._note("NVIDIA driver", host.nvidia_driver)
         sharing = placement.sharing(record.reports)
         for report in record.reports:
+            if report.left_out:
+                self.left_out[report.left_out] = None
             if telemetry := report.telemetry:
                 self._note("telemetry", f"{telemetry.rate_hz:g} samples a second")
                 for gpu in telemetry.gpus:
@@ -391,6 +395,7 @@ _NOTICES = {
     "ranks": "left reports of some devices alone",
     "changed": "changed in step time while timed",
     "windows apart": "had windows far from the others",
+    "unlearned": "learned nothing that shows, as from images of noise or in too few steps; their speed counts",
     "repeat apart": "came out far from the other repeats of the point",
 }
 

@@ -101,10 +101,28 @@ class SampleWriter:
         part = self._parts / f"{self._count:06}.parquet"
         # Renamed when it is whole: a torn one has no footer, and could not be read.
         unfinished = part.with_suffix(".unfinished")
-        pq.write_table(pa.Table.from_pylist(self._rows, SCHEMA), unfinished, compression="zstd")
+        pq.write_table(_table(self._rows), unfinished, compression="zstd")
         unfinished.rename(part)
         self._rows = []
         self._count += 1
+
+
+def _table(rows: list[dict[str, Any]]) -> pa.Table:
+    try:
+        return pa.Table.from_pylist(rows, SCHEMA)
+    except (pa.ArrowException, OverflowError, TypeError, ValueError):
+        # A counter that is set to all ones, say: null is what is known of it, and the other samples stay.
+        return pa.Table.from_pylist([{name: _held(name, row[name]) for name in row} for row in rows], SCHEMA)
+
+
+def _held(name: str, value: Any) -> Any:
+    """Return a value, or None where its column cannot hold it."""
+    kind = SCHEMA.field(name).type
+    try:
+        pa.scalar(value, kind.value_type if pa.types.is_dictionary(kind) else kind)
+    except (pa.ArrowException, OverflowError, TypeError, ValueError):
+        return None
+    return value
 
 
 def parts_path(path: Path) -> Path:

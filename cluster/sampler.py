@@ -8,7 +8,10 @@ import os
 import select
 import sys
 import time
+import traceback
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 from scalestudy.cluster.cuda_devices import visible_gpus
 from scalestudy.cluster.host_counters import HostCounters
@@ -23,6 +26,11 @@ def main() -> None:
     # Before devices are asked for anything: what is asked is then sampled at once.
     warm_up()
     gpus, counters, writer = Gpus(), HostCounters(), SampleWriter(folder / telemetry.file)
+    missing: dict[str, str] = {}
+    sources: dict[str, Callable[[float], Iterable[dict[str, Any]]]] = {
+        "host": lambda at_s: [counters.sample(at_s)],
+        "gpu": gpus.sample,
+    }
     interval_s = 1 / telemetry.rate_hz
     samples = late = 0
     due_s = time.perf_counter()
@@ -31,7 +39,16 @@ def main() -> None:
         # Once more when told to stop: of a window that ended since the last sample nothing would be known.
         stopping = _told_to_stop(due_s - time.perf_counter())
         at_s = epoch_s + time.perf_counter()
-        writer.add([counters.sample(at_s), *gpus.sample(at_s)])
+        for name, sample in list(sources.items()):
+            try:
+                rows = list(sample(at_s))
+            # Whatever it is: one source that fails costs itself.
+            except Exception as error:
+                traceback.print_exc()
+                missing[name] = f"{type(error).__name__}: {error}"
+                del sources[name]
+            else:
+                writer.add(rows)
         samples += 1
         due_s += interval_s
         # Held up: what was missed stays missed, rather than be sampled in a row.
@@ -46,7 +63,8 @@ def main() -> None:
         "links": gpus.links,
         "visible": visible_gpus(os.environ.get("CUDA_VISIBLE_DEVICES"), gpus.gpus, gpus.driver),
         "interfaces": counters.interfaces,
-        "missing": {**counters.missing, **gpus.missing},
+        "cpus": counters.cpus,
+        "missing": {**counters.missing, **gpus.missing, **missing},
     }
     sys.stdout.buffer.write(telemetry.model_copy(update=filled_in).model_dump_json().encode())
 

@@ -51,7 +51,8 @@ class Telemetry(Frozen):
 
     `visible` names the GPUs that CUDA shows to the node's ranks: local rank i has the i-th. `missing` says
     by device and column why something is null, once. `late` counts the samples that were left out because the sampler
-    was held up.
+    was held up. `cpus` are the numbers of the CPUs that the host's samples list: none where they are not known, null in
+    records from before they were kept, which list them from 0 on.
     """
 
     host: str
@@ -63,6 +64,7 @@ class Telemetry(Frozen):
     links: tuple[Link, ...] = ()
     visible: tuple[str, ...] = ()
     interfaces: tuple[str, ...] = ()
+    cpus: tuple[int, ...] | None = None
     missing: Mapping[str, str] = {}
     error: str | None = None
 

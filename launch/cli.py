@@ -114,7 +114,7 @@ def run(
     if origin is None:
         _list_points(trials, folder)
         return
-    folder.create(study.name)
+    _create(console, folder, study.name)
     share = f"nodes-{nodes or 'any'}-repeat-{repeat or 'any'}" if nodes or repeat else None
     with folder.locked(share), _stoppable(console, "run", study_file, trials, folder, chosen) as left_at_first:
         waiting = _run_pending(console, origin, trials, folder, chosen, study.adaptive)
@@ -168,7 +168,7 @@ def collectives(
         check_capacity(trials, study_file, chosen.name, topology)
     console = _console()
     folder = _folder(out, study)
-    folder.create(study.name)
+    _create(console, folder, study.name)
     sweeps = folder.collectives()
     with folder.locked(), _stoppable(console, "collectives", study_file, trials, sweeps, chosen):
         _run_pending(console, Origin.of(study.name, text, study.costs), trials, sweeps, chosen, None)
@@ -380,6 +380,13 @@ def _printable(line: str) -> str:
     return line if line.isprintable() else "".join(char if char.isprintable() else ascii(char)[1:-1] for char in line)
 
 
+def _create(console: "Console", folder: "StudyFolder", study_name: str) -> None:
+    """Make a study's folder, and say once what its file system cannot do."""
+    folder.create(study_name)
+    if unsafe := folder.unsafe():
+        console.print(unsafe, soft_wrap=True, highlight=False, markup=False)
+
+
 def _print_fits(console: "Console", fits: "DataFrame") -> None:
     from rich.markup import escape
     from rich.table import Table
@@ -489,7 +496,7 @@ def _submit_to_slurm(
     if dry_run:
         console.print(slurm_jobs.described(plan, folder.path.resolve()), soft_wrap=True, markup=False)
         return
-    folder.create(study.name)
+    _create(console, folder, study.name)
     made, alive = slurm_jobs.submit(plan, folder, os.environ)
     for job in alive:
         _say(console, f"job {job.id} ({_job_content(job.nodes)}) is still there")
@@ -516,7 +523,7 @@ def _submit_to_ray(
     if dry_run:
         console.print(json.dumps(ray_jobs.job(study, study_file, folder), indent=2), soft_wrap=True, markup=False)
         return
-    folder.create(study.name)
+    _create(console, folder, study.name)
     made, new = ray_jobs.submit(study, study_file, folder, address)
     _say(console, f"job {made.id} {'submitted' if new else 'is still there'}: {study.name}, records in {made.results}")
     if no_wait:
@@ -578,6 +585,8 @@ def _write_report(console: "Console", folder: "StudyFolder", prices: Mapping[str
         raise InputError(str(error)) from None
     for damaged in written.damaged:
         _say(console, f"{damaged}; left out, run the study again to measure it anew")
+    for sentence in written.left_out:
+        _say(console, sentence)
     _say(console, f"report: {written.html}")
 
 

@@ -21,6 +21,7 @@ from scalestudy.trainers.files import (
     read_ours,
     read_record,
     record_paths,
+    refused_flush,
     write_atomically,
 )
 from scalestudy.trainers.record import RankReport, Record
@@ -89,6 +90,14 @@ class StudyFolder:
                 raise InputError(f"{error}: upgrade scalestudy") from None
             return str(error)
         return None
+
+    def unsafe(self) -> str | None:
+        """Return what a power cut may cost in a folder whose file system flushes nothing to the disk, or None."""
+        refused = refused_flush(self.path / _MARKER)
+        return refused and (
+            f"{self.path}: its file system does not flush to the disk ({refused}): "
+            "a power cut may cost the last trials, and nothing else"
+        )
 
     @contextmanager
     def locked(self, share: str | None = None) -> Iterator[None]:

@@ -3,16 +3,14 @@
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import fmean, median
 from typing import NamedTuple
 
+from scalestudy.analysis.losses import curve, rise
 from scalestudy.launch.launcher import Exit
 from scalestudy.trainers.record import Outcome, RankError, RankReport, flaw
 from scalestudy.trainers.trial import Trial
 
 _QUOTED_LINES = 5
-# The first steps of training may be flat, and one batch's loss is noise: fewer steps say nothing of whether it falls.
-_JUDGED_STEPS = 100
 
 
 class Ending(NamedTuple):
@@ -81,13 +79,10 @@ def _diverged(trial: Trial, reports: Sequence[RankReport]) -> Ending | None:
         for step, loss in report.losses:
             if loss is None or not math.isfinite(loss):
                 return Ending("diverged", f"rank {report.rank.rank}: the loss is not finite in step {step}")
-    # Ranks step together: the mean over them is the global batch's loss.
-    curve = [
-        (points[0].step, fmean(loss or 0.0 for _, loss in points))
-        for points in zip(*(report.losses for report in reports), strict=False)
-    ]
-    if trial.data.real and curve and curve[-1][0] >= _JUDGED_STEPS:
-        first, late = curve[0][1], median(loss for step, loss in curve if step > curve[-1][0] / 2)
-        if not late < first:
-            return Ending("diverged", f"the loss did not fall on real data: {first:.4g} at first, {late:.4g} later")
+    # Of data that cannot be learned the loss does not fall; the report says so, and the measurement stands.
+    if (change := rise(curve(reports), trial.data)) is not None:
+        step, before, after = change
+        return Ending(
+            "diverged", f"the loss rose beyond its noise: {before:.4g} up to step {step}, {after:.4g} after it"
+        )
     return None

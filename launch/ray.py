@@ -75,7 +75,7 @@ class RankActor:
             host=os.uname().nodename,
             address=ray.util.get_node_ip_address(),
             port=self._port.getsockname()[1],
-            gpus=tuple(map(str, ray.get_runtime_context().get_accelerator_ids()["GPU"])),
+            gpus=tuple(map(str, ray.get_runtime_context().get_accelerator_ids().get("GPU", ()))),
         )
 
     def run(
@@ -144,7 +144,8 @@ class RayLauncher:
         here = Path.cwd()
         try:
             ray.init(address=os.environ.get("RAY_ADDRESS", "auto"), log_to_driver=False, logging_level=logging.ERROR)
-        except (ConnectionError, RayError, ValueError) as error:
+        # RuntimeError: another version of Ray or of Python than the cluster's.
+        except (OSError, RayError, RuntimeError, ValueError) as error:
             raise InputError(
                 f"--launcher: ray: no cluster here ({' '.join(str(error).split())[:200]}); start one with "
                 "`ray start --head`, or run there: ray job submit --working-dir . -- scalestudy run …"
@@ -344,11 +345,20 @@ def gpus_of(places: list[Place], rank: Rank) -> tuple[str, ...]:
 
 def _alive() -> dict[str, tuple[int, int]]:
     """Return CPUs and GPUs of every node that is alive and takes work, by its id."""
-    return {
-        node["NodeID"]: (math.floor(resources["CPU"]), math.floor(resources.get("GPU", 0)))
-        for node in ray.nodes()
-        if node["Alive"] and (resources := node["Resources"]).get("CPU")
-    }
+    return usable_nodes(ray.nodes())
+
+
+def usable_nodes(told: list[dict[str, Any]]) -> dict[str, tuple[int, int]]:
+    """Take apart what Ray tells of its nodes; raises OSError with Ray's words where it cannot be."""
+    found: dict[str, tuple[int, int]] = {}
+    for node in told:
+        try:
+            resources = (node["Alive"] and node.get("Resources")) or {}
+            if cpus := math.floor(resources.get("CPU") or 0):
+                found[node["NodeID"]] = cpus, math.floor(resources.get("GPU") or 0)
+        except (AttributeError, KeyError, TypeError, ValueError):
+            raise OSError(f"Ray tells of a node that cannot be understood: {str(node)[:300]}") from None
+    return found
 
 
 def _lost(places: list[Place]) -> tuple[str, ...]:

@@ -23,6 +23,28 @@ _POLL_S = 1.0
 _START_S = 60.0
 
 
+class RayError(OSError):
+    """A question to Ray's dashboard failed, with Ray's own words."""
+
+
+class _Dashboard:
+    """Ray's own client, of which every failure is a RayError: a proxy in between may answer with anything."""
+
+    def __init__(self, client: JobSubmissionClient) -> None:
+        self._client = client
+
+    def __getattr__(self, name: str) -> Any:
+        asked = getattr(self._client, name)
+
+        def answer(*values: Any, **named: Any) -> Any:
+            try:
+                return asked(*values, **named)
+            except Exception as error:
+                raise RayError(f"{self._client.get_address()}: {name}: Ray says: {_words(error, 500)}") from None
+
+        return answer
+
+
 def client(address: str | None) -> Any:
     """Return a client of a cluster's dashboard; raises InputError where none answers."""
     url = address or os.environ.get("RAY_API_SERVER_ADDRESS") or _LOCAL
@@ -30,10 +52,11 @@ def client(address: str | None) -> Any:
     for variable in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"):
         os.environ.pop(variable, None)
     try:
-        return JobSubmissionClient(url)
-    except (ConnectionError, RuntimeError) as error:
+        return _Dashboard(JobSubmissionClient(url))
+    # Whatever else listens there answers whatever it likes.
+    except Exception as error:
         raise InputError(
-            f"--address: {url!r}: no Ray dashboard answers ({' '.join(str(error).split())[:150]}); "
+            f"--address: {url!r}: no Ray dashboard answers ({_words(error, 150)}); "
             "give that of the head node, or forward its port 8265"
         ) from None
 
@@ -64,8 +87,8 @@ def submit(study: Study, study_file: Path, folder: StudyFolder, address: str | N
             return earlier, False
     try:
         number = _submitted(dashboard, **job(study, study_file, folder))
-    except (RuntimeError, ValueError) as error:
-        raise InputError(f"{study_file}: Ray says: {' '.join(str(error).split())[:500]}") from None
+    except RayError as error:
+        raise InputError(f"{study_file}: {error}") from None
     made = Submitted(
         id=number,
         launcher="ray",
@@ -85,7 +108,11 @@ def follow(made: Submitted, tell: Callable[[str], None]) -> bool:
         async for text in dashboard.tail_job_logs(made.id):
             tell(text)
 
-    asyncio.run(tail())
+    try:
+        asyncio.run(tail())
+    # The job goes on without being listened to.
+    except Exception as error:
+        tell(f"the log broke off: {_words(error, 150)}\n")
     return _ended(dashboard, made.id) == JobStatus.SUCCEEDED
 
 
@@ -96,7 +123,7 @@ def fetch(made: Submitted, folder: StudyFolder) -> int:
     packing = _submitted(dashboard, entrypoint=shlex.join(argv), metadata={"study": "fetch"})
     _ended(dashboard, packing)
     try:
-        return unpack(dashboard.get_job_logs(packing), folder)
+        return unpack(dashboard.get_job_logs(packing) or "", folder)
     except ValueError as error:
         raise InputError(f"{made.results} on {made.address}: {error}") from None
 
@@ -106,19 +133,19 @@ def status(folder: StudyFolder) -> list[Row]:
     rows = []
     for made in submitted(folder, "ray"):
         dashboard = client(made.address)
-        told = dashboard.get_job_logs(made.id).strip().splitlines() if _known(dashboard, made.id) else []
+        told = (dashboard.get_job_logs(made.id) or "").strip().splitlines() if _known(dashboard, made.id) else []
         state = _status(dashboard, made.id).lower()
         rows.append(Row(made.id, made.study, state, "", told[-1] if told else ""))
     return rows
 
 
 def _submitted(dashboard: Any, **asked: Any) -> str:
-    """Submit a job, also to a cluster that has only just started; raises RuntimeError."""
+    """Submit a job, also to a cluster that has only just started; raises RayError."""
     ends_s = time.monotonic() + _START_S
     while True:
         try:
             return str(dashboard.submit_job(**asked))
-        except RuntimeError as error:
+        except RayError as error:
             # The part of the head that takes jobs comes up last.
             if "No available agent" not in str(error) or time.monotonic() > ends_s:
                 raise
@@ -138,3 +165,8 @@ def _ended(dashboard: Any, number: str) -> JobStatus:
     while not (now := _status(dashboard, number)).is_terminal():
         time.sleep(_POLL_S)
     return now
+
+
+def _words(error: Exception, most: int) -> str:
+    """Return an error's words in one line: Ray's come with banners and tracebacks."""
+    return " ".join(str(error).split())[:most] or type(error).__name__

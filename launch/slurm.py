@@ -14,7 +14,7 @@ from pathlib import Path
 from scalestudy.cluster.cuda_devices import MIG_LIMIT
 from scalestudy.cluster.host import Topology
 from scalestudy.cluster.network import joined
-from scalestudy.cluster.slurm_step import ADDRESSES, tasks_per_node
+from scalestudy.cluster.slurm_step import ADDRESSES
 from scalestudy.launch import slurm_ask
 from scalestudy.launch.children import kill_group, wait_for
 from scalestudy.launch.errors import InputError
@@ -68,7 +68,7 @@ class SlurmLauncher:
 
     def capacity(self) -> Topology:
         nodes = len(self._usable())
-        cpus = min(tasks_per_node(self._environ["SLURM_JOB_CPUS_PER_NODE"]))
+        cpus = slurm_ask.fewest_cpus(self._environ)
         gpus, limit = gpus_of_trial(self._gpus, self._environ.get("CUDA_VISIBLE_DEVICES", ""))
         return Topology(
             nodes=nodes,
@@ -151,9 +151,13 @@ class SlurmLauncher:
 
     def _usable(self) -> list[str]:
         """Return the allocation's nodes that steps can be started on, in Slurm's order."""
-        # While Slurm's controller is away the last answer stands.
-        with suppress(SlurmError):
+        try:
             found = slurm_ask.nodes(names=slurm_ask.job(self._job_id).nodes)
+        except SlurmError:
+            # While Slurm's controller is away the last answer stands.
+            if not self._addresses:
+                raise
+        else:
             self._names = [node.name for node in found if node.up]
             self._addresses |= {node.name: node.address for node in found}
             self._threads_per_core = max((node.cpus // node.cores for node in found), default=1)
@@ -162,8 +166,7 @@ class SlurmLauncher:
     def _free_ports(self, names: Sequence[str], count: int) -> list[list[int]]:
         """Return so many ports for every node that were free there just now."""
         said = self._on_every(names, [sys.executable, "-m", "scalestudy.cluster.ports", str(count)])
-        by_task = dict(line.split(": ", 1) for line in said.splitlines())
-        return [[int(port) for port in by_task[str(task)].split()] for task in range(len(names))]
+        return slurm_ask.numbers_by_task(said, len(names))
 
     def _lost_among(self, names: Sequence[str]) -> tuple[str, ...]:
         """Return the nodes that Slurm has given up, or on which nothing can be started, and use them no more."""

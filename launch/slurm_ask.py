@@ -6,10 +6,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from scalestudy.cluster.slurm_step import tasks_per_node
 from scalestudy.launch.errors import InputError
 
 # A controller that is busy or restarting answers late; Slurm's own clients try for as long.
 _PATIENCE_S = 60.0
+# How Slurm's commands write that there is nothing to say.
+_UNSAID = ("", "(null)", "n/a", "N/A", "(None assigned)")
+_QUOTED = 300
 # Set in an allocation, they would change what a command asked for there means (srun(1), INPUT ENVIRONMENT VARIABLES);
 # SLURM_CONF alone says which cluster is meant. SBATCH_* are a user's own defaults.
 _OPTIONS = re.compile(r"(SLURM|SRUN|SLURMD)_(?!CONF$)")
@@ -102,42 +106,93 @@ def without_options(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def nodes(*, names: str | None = None, partition: str | None = None) -> list[Node]:
-    """Return nodes in Slurm's order, those of a node list or of a partition (None: all)."""
-    argv = ["sinfo", "--noheader", "--Node", "--format=%N|%o|%T|%c|%G|%X|%Y"]
+    """Return nodes in Slurm's order, those of a node list or of a partition (None: all); raises SlurmError for none."""
+    argv = [*_SINFO, "--Node", f"--format={_NODE_FORMAT}"]
     if names is not None:
         argv.append(f"--nodes={names}")
     if partition is not None:
         argv.append(f"--partition={partition}")
+    if names in _UNSAID:
+        # sinfo would take it for all nodes.
+        raise SlurmError("the job has no nodes")
     # A node stands there once for every partition it is in.
-    found = {node.name: node for node in map(parsed_node, ask(argv).splitlines())}
+    found = {node.name: node for node in map(parsed_node, _rows(ask(argv)))}
+    if not found:
+        where = f"of {names}" if names is not None else f"in partition {partition!r}" if partition else "at all"
+        raise SlurmError(f"sinfo shows no node {where}")
     return list(found.values())
 
 
 def jobs() -> list[Job]:
     """Return this user's jobs, those that ended a short while ago included."""
-    return [Job(*line.split("|")) for line in ask([*_SQUEUE, "--me", "--states=all"]).splitlines()]
+    return [parsed_job(line) for line in _rows(ask([*_SQUEUE, "--me", "--states=all"]))]
 
 
 def job(job_id: str) -> Job:
     """Return one job; raises SlurmError where Slurm does not know it."""
-    [found, *_] = [Job(*line.split("|")) for line in ask([*_SQUEUE, f"--jobs={job_id}"]).splitlines()]
-    return found
+    found = [parsed_job(line) for line in _rows(ask([*_SQUEUE, f"--jobs={job_id}"]))]
+    if not found:
+        raise SlurmError(f"squeue shows no job {job_id}: it has ended, or is another user's")
+    return found[0]
 
 
 def default_partition() -> str | None:
     """Return the partition that a job goes to which names none."""
-    for name in ask(["sinfo", "--noheader", "--format=%P"]).split():
+    for name in ask([*_SINFO, "--format=%P"]).split():
         if name.endswith("*"):
             return name.removesuffix("*")
     return None
 
 
 def parsed_node(line: str) -> Node:
-    """Take a line of sinfo apart."""
-    name, address, state, cpus, gres, sockets, cores_per_socket = line.split("|")
+    """Take a line of sinfo apart; raises SlurmError where it is none."""
+    fields = [field.strip() for field in line.split("|")]
+    if len(fields) != len(_NODE_FORMAT.split("|")) or not fields[0]:
+        raise SlurmError(f"sinfo said {line!r}, where {_NODE_FORMAT} was asked for")
+    name, address, state, cpus, gres, sockets, cores_per_socket = fields
+    count = _cpus(cpus, line)
     # A cluster that hands out cores has no more CPUs than these.
-    cores = min(int(cpus), int(sockets) * int(cores_per_socket))
-    return Node(name, address, state, int(cpus), gpu_count(gres), cores)
+    cores = min(count, _cpus(sockets, line) * _cpus(cores_per_socket, line))
+    return Node(name, name if address in _UNSAID else address, state, count, gpu_count(gres), cores)
+
+
+def parsed_job(line: str) -> Job:
+    """Take a line of squeue apart; raises SlurmError where it is none."""
+    fields = [field.strip() for field in line.split("|")]
+    if len(fields) < len(Job._fields) or not (fields[0] and fields[1]):
+        raise SlurmError(f"squeue said {line!r}, where {_JOB_FORMAT} was asked for")
+    # The reason is a sentence of Slurm's, and may hold anything.
+    number, state, *reason, nodes, partition, shared, elapsed = fields
+    told = ("" if field in _UNSAID else field for field in (nodes, partition, shared, elapsed))
+    return Job(number, state, "|".join(reason), *told)
+
+
+def job_number(said: str) -> str:
+    """Return the number of a job from what `sbatch --parsable` prints; raises SlurmError where there is none."""
+    # With several clusters the cluster's name stands behind it; a submit plug-in may print before it.
+    numbers = re.findall(r"^(\d+)(?:;\S*)?$", said, re.MULTILINE)
+    if not numbers:
+        raise SlurmError(f"sbatch said {said!r}, where a job's number was expected")
+    return str(numbers[-1])
+
+
+def numbers_by_task(said: str, tasks: int) -> list[list[int]]:
+    """Return the numbers that each task printed under `srun --label`; raises SlurmError where one printed none."""
+    lines = re.findall(r"^ *(\d+): ([\d ]*\d) *$", said, re.MULTILINE)
+    by_task = {int(task): [int(number) for number in numbers.split()] for task, numbers in lines}
+    missing = [task for task in range(tasks) if task not in by_task]
+    if missing:
+        raise SlurmError(f"srun said {said[:_QUOTED]!r}, and no numbers of task {missing[0]}")
+    return [by_task[task] for task in range(tasks)]
+
+
+def fewest_cpus(environ: Mapping[str, str]) -> int:
+    """Return the fewest CPUs that a job has on any of its nodes; raises SlurmError where they are not told."""
+    text = environ.get("SLURM_JOB_CPUS_PER_NODE", "")
+    try:
+        return min(tasks_per_node(text))
+    except ValueError:
+        raise SlurmError(f"SLURM_JOB_CPUS_PER_NODE={text!r} is no list of counts such as 8(x3),4") from None
 
 
 def gpu_count(gres: str) -> int:
@@ -159,8 +214,28 @@ def parsed_gpus(shown: str) -> int:
     return min(map(gpu_count, given), default=0)
 
 
+def _rows(said: str) -> list[str]:
+    """Return the lines that have fields: warnings and a site's greetings have none."""
+    return [line for line in said.splitlines() if "|" in line]
+
+def _cpus(text: str, line: str) -> int:
+    # `4+`: at least so many; `6/2/0/8`: allocated, idle, other, all; `1K`: 1024.
+    match = re.fullmatch(r"(?:\d+/\d+/\d+/)?(\d+)(K?)\+?", text)
+    if match is None:
+        raise SlurmError(f"sinfo said {line!r}, and {text!r} is no number of CPUs")
+    return int(match[1]) * (1024 if match[2] else 1)
+
+
 def _shown(job_id: str) -> str:
-    return ask(["scontrol", "show", "job", job_id])
+    argv = ["scontrol", "show", "job", job_id]
+    said = ask(argv)
+    if "JobState=" not in said:
+        raise SlurmError(f"{' '.join(argv)} said {said[:_QUOTED]!r}, and no JobState")
+    return said
 
 
-_SQUEUE = ["squeue", "--noheader", "--format=%i|%T|%r|%N|%P|%h|%M"]
+_NODE_FORMAT = "%N|%o|%T|%c|%G|%X|%Y"
+_JOB_FORMAT = "%i|%T|%r|%N|%P|%h|%M"
+# --all: of hidden partitions too, where a job of ours may be.
+_SINFO = ["sinfo", "--all", "--noheader"]
+_SQUEUE = ["squeue", "--all", "--noheader", f"--format={_JOB_FORMAT}"]

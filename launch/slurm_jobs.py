@@ -255,8 +255,7 @@ def _script(options: SlurmOptions, command: str) -> str:
 
 def _sbatch(argv: Sequence[str], script: str, nodes: int | None, study: str, environ: Mapping[str, str]) -> Submitted:
     said = slurm_ask.ask(argv, text=script, environ=slurm_ask.without_options(environ))
-    # With several clusters the number has the cluster's name behind it.
-    return Submitted(id=said.strip().partition(";")[0], launcher="slurm", nodes=nodes, study=study)
+    return Submitted(id=slurm_ask.job_number(said), launcher="slurm", nodes=nodes, study=study)
 
 
 def _absolute(data: str, path: Path) -> str:

@@ -1,5 +1,6 @@
 """Files that are there whole or not at all, and the record among them."""
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -14,6 +15,10 @@ RECORD_NAME = "record.json"
 COLLECTIVES = "collectives"
 # What an attempt without a record left is renamed so, with a number behind; its files are no part of the results.
 UNFINISHED = ".unfinished-"
+# What file systems over a network or in user space answer that flush no folders, or nothing at all; not EIO or ENOSPC.
+_NO_FLUSH = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF)
+# Where folders cannot even be opened, though files in them can be made.
+_NO_FOLDER_TO_FLUSH = (*_NO_FLUSH, errno.EACCES, errno.EPERM, errno.EISDIR)
 Model = TypeVar("Model", bound=BaseModel)
 
 
@@ -28,18 +33,44 @@ class DamagedError(ValueError):
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write to a temporary name, flush to the disk and rename."""
+    """Write to a temporary name, flush to the disk and rename; a file system that flushes nothing is taken as it is."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     with temporary.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
-        os.fsync(file.fileno())
+        _flush(file.fileno())
     temporary.replace(path)
-    directory = os.open(path.parent, os.O_RDONLY)
+    _flush_folder(path.parent)
+
+
+def refused_flush(path: Path) -> str | None:
+    """Return why a file that is there, or its folder, cannot be flushed to the disk, None where both can."""
+    with path.open("rb") as file:
+        return _flush(file.fileno()) or _flush_folder(path.parent)
+
+
+def _flush_folder(folder: Path) -> str | None:
     try:
-        os.fsync(directory)
+        directory = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        if error.errno not in _NO_FOLDER_TO_FLUSH:
+            raise
+        return error.strerror
+    try:
+        return _flush(directory)
     finally:
         os.close(directory)
+
+
+def _flush(descriptor: int) -> str | None:
+    """Flush to the disk; return what the file system says where it has no such thing. A disk's errors are raised."""
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_FLUSH:
+            raise
+        return error.strerror
+    return None
 
 
 def record_paths(trials_path: Path) -> list[Path]:

@@ -8,8 +8,6 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from horovod.runner.http.http_server import RendezvousHandler, RendezvousHTTPServer
-
 from scalestudy.cluster.rank import Rank
 from scalestudy.trainers.options import HorovodOptions
 from scalestudy.trainers.trial import Trial
@@ -37,6 +35,8 @@ def _meet(rank: Rank, options: HorovodOptions, timeout_s: float) -> None:
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     check_address(host)
     if rank.rank == 0:
+        from horovod.runner.http.http_server import RendezvousHandler, RendezvousHTTPServer
+
         server = RendezvousHTTPServer((listens_at(host), port), RendezvousHandler, False)
         threading.Thread(target=server.serve_forever, daemon=True).start()
     else:

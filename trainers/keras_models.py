@@ -1,4 +1,4 @@
-"""Build a model spec in Keras 3, NHWC (TensorFlow's convolutions have no NCHW on CPU)."""
+"""Build a model spec in Keras 3, NHWC (TensorFlow's convolutions have no NCHW on CPU), whatever a keras.json says."""
 
 import keras
 import numpy as np
@@ -18,6 +18,8 @@ from scalestudy.trainers.models import (
     Relu,
     Residual,
 )
+
+_NHWC = "channels_last"
 
 
 def build(spec: ModelSpec) -> keras.Model:
@@ -66,8 +68,10 @@ def _layer(layer: Layer, x: keras.KerasTensor) -> keras.KerasTensor:
         case Conv():
             if layer.padding:
                 # Keras' padding="same" is asymmetric under a stride.
-                x = keras.layers.ZeroPadding2D(layer.padding)(x)
-            return keras.layers.Conv2D(layer.out, layer.kernel, layer.stride, use_bias=layer.bias, name=layer.name)(x)
+                x = keras.layers.ZeroPadding2D(layer.padding, _NHWC)(x)
+            return keras.layers.Conv2D(
+                layer.out, layer.kernel, layer.stride, data_format=_NHWC, use_bias=layer.bias, name=layer.name
+            )(x)
         case Norm():
             return keras.layers.BatchNormalization(
                 momentum=1 - BATCH_NORM_MOMENTUM, epsilon=BATCH_NORM_EPSILON, name=layer.name
@@ -77,13 +81,13 @@ def _layer(layer: Layer, x: keras.KerasTensor) -> keras.KerasTensor:
         case MaxPool():
             if layer.padding:
                 # Zeros never win here: every maximum pool with padding follows a ReLU.
-                x = keras.layers.ZeroPadding2D(layer.padding)(x)
-            return keras.layers.MaxPooling2D(layer.kernel, layer.stride)(x)
+                x = keras.layers.ZeroPadding2D(layer.padding, _NHWC)(x)
+            return keras.layers.MaxPooling2D(layer.kernel, layer.stride, data_format=_NHWC)(x)
         case GlobalAveragePool():
-            return keras.layers.GlobalAveragePooling2D()(x)
+            return keras.layers.GlobalAveragePooling2D(_NHWC)(x)
         case Flatten():
             # The spec flattens channel by channel; NHWC would mix them.
-            return keras.layers.Flatten()(keras.layers.Permute((3, 1, 2))(x))
+            return keras.layers.Flatten(_NHWC)(keras.layers.Permute((3, 1, 2))(x))
         case Dense():
             return keras.layers.Dense(layer.out, name=layer.name)(x)
         case Residual():

@@ -126,6 +126,8 @@ class RankReport(Frozen):
     # Up to the end of the warm-up, when cuDNN has tried all its algorithms; and in the timed windows alone. What comes
     # after them, checks, parts of a step and test, is in neither.
     warm_up_memory: Memory | None = None
+    # Of the folder of images, in words; null where nothing is, and on ranks but the first.
+    left_out: str | None = None
     memory: Memory | None = None
     parameter_count: int | None = None
     parameter_checksums: tuple[str, ...] = ()

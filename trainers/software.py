@@ -1,6 +1,7 @@
 """Which software, settings and environment variables govern a rank."""
 
 import platform
+import re
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 
@@ -8,22 +9,28 @@ from scalestudy.cluster.host import usable_cpus
 from scalestudy.trainers.record import Software
 from scalestudy.trainers.trainer import Trainer
 
-# Variables that change what a framework computes with, or how it communicates.
+# Families of variables that change how fast or how precisely a rank computes, how it communicates, or which libraries
+# it loads. A family, since every release of a library adds a member.
 _GOVERNING = (
-    "CUDA_",
-    "GLOO_",
-    "GRPC_",
-    "HOROVOD_",
-    "KMP_",
-    "MKL_",
-    "NCCL_",
-    "OMP_",
-    "OPENBLAS_",
-    "TF_",
-    "TORCH",
-    "XLA_",
+    # Frameworks and their compilers.
+    *("ATEN_", "AUTOGRAPH_", "HOROVOD_", "IPEX_", "ITEX_", "KERAS_", "KINETO_", "NVFUSER_", "NVTE_", "PYTORCH_"),
+    *("TENSORFLOW_", "TF_", "TF2_", "TORCH", "TRITON_", "XLA_"),
+    # Mathematics, and the threads it runs on.
+    *("ARMPL_", "BLIS_", "CUBLAS", "CUDNN_", "CUTLASS_", "DNNL_", "GOMP_", "GOTO_", "KMP_", "MKL_", "MKLDNN_", "NPY_"),
+    *("NUMEXPR_", "NUMPY_", "NVIDIA_", "OMP_", "ONEDNN_", "OPENBLAS_", "TBB_", "VECLIB_"),
+    # Devices.
+    *("CUDA_", "HIP_", "HSA_", "MIOPEN_", "ROCR_", "ROCM_"),
+    # Communication.
+    *("CCL_", "FI_", "GLOO_", "GRPC_", "IBV_", "I_MPI_", "MLX4_", "MLX5_", "MPICH_", "NCCL_", "NVSHMEM_", "OFI_NCCL_"),
+    *("OMPI_MCA_", "PSM2_", "PSM3_", "RCCL_", "RDMAV_", "SHARP_", "UCC_", "UCX_"),
+    # Memory, the dynamic linker and the interpreter; torch's two on Arm.
+    *("GLIBC_TUNABLES", "HWLOC_", "JEMALLOC_", "LD_", "MALLOC_", "MIMALLOC_", "PYTHON", "TCMALLOC_"),
+    *("LRU_CACHE_CAPACITY", "THP_MEM_ALLOC_ENABLE"),
+    # Decoding of images.
+    *("JSIMD_", "PILLOW_"),
 )
-# Terraform's variables share TensorFlow's prefix, and may hold secrets. Others are a rank's own, or a trial's.
+# Terraform's variables share TensorFlow's prefix, and may hold secrets. Others are a rank's own, a trial's, a job's, or
+# say how an image was built.
 _FOREIGN = (
     "TF_CLI_",
     "TF_TOKEN_",
@@ -34,8 +41,30 @@ _FOREIGN = (
     "HOROVOD_LOCAL_",
     "HOROVOD_RANK",
     "HOROVOD_SIZE",
+    "NVIDIA_BUILD_",
+    "NVIDIA_REQUIRE_",
+    "OMPI_MCA_ess_",
+    "OMPI_MCA_orte_",
+    "PYTHONHASHSEED",
+    "PYTHONIOENCODING",
+    "PYTHONSTARTUP",
+    "PYTHONUNBUFFERED",
+    "PYTHON_GET_PIP_",
+    "PYTHON_PIP_VERSION",
+    "PYTHON_SETUPTOOLS_VERSION",
+    "PYTHON_SHA256",
+    "PYTHON_VERSION",
+    "TORCHELASTIC_RUN_ID",
     "TORCHINDUCTOR_CACHE_DIR",
 )
+_SECRET = re.compile(
+    r"(^|_)(API_?KEYS?|AUTH|CREDENTIALS?|KEYS?|PASSPHRASE|PASSW(OR)?D|PAT|SECRETS?|TOKENS?)(_|$)", re.IGNORECASE
+)
+_USER_OF_URL = re.compile(r"//[^/@\s]+@")
+# NVIDIA's libraries obey it whatever a framework asks for.
+_TF32 = "NVIDIA_TF32_OVERRIDE"
+# oneDNN's modes other than STRICT let what is fp32 be rounded to fewer bits.
+_FPMATH = ("ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE", "TF_SET_ONEDNN_FPMATH_MODE")
 
 
 def capture(trainer: Trainer, environ: Mapping[str, str]) -> Software:
@@ -47,9 +76,9 @@ def capture(trainer: Trainer, environ: Mapping[str, str]) -> Software:
         cpus=tuple(usable_cpus()),
         variables={
             # What is not UTF-8 could not be written into a record.
-            name: value.encode(errors="backslashreplace").decode()
+            name: _USER_OF_URL.sub("//…@", value.encode(errors="backslashreplace").decode())
             for name, value in sorted(environ.items())
-            if name.startswith(_GOVERNING) and not name.startswith(_FOREIGN)
+            if _governs(name)
         },
     )
 
@@ -60,3 +89,31 @@ def version_of(distribution: str) -> str:
         return version(distribution)
     except PackageNotFoundError:
         return "unknown"
+
+
+def overruled(precision: str, device: str, environ: Mapping[str, str]) -> str | None:
+    """Return which variable makes a device compute in another precision than a trial's, None where none does."""
+    if device == "gpu":
+        value = environ.get(_TF32)
+        if value and precision == "fp32" and value != "0":
+            return f"precision: {_TF32}={value} makes fp32 compute in TF32; unset it, or let the study ask for tf32"
+        if value == "0" and precision == "tf32":
+            return f"precision: {_TF32}=0 turns TF32 off; unset it, or let the study ask for fp32"
+    elif precision == "fp32":
+        for name in _FPMATH:
+            if (value := environ.get(name)) and value.upper() != "STRICT":
+                return (
+                    f"precision: {name}={value} lets fp32 be rounded to fewer bits; unset it, or let the study ask for "
+                    "bf16"
+                )
+    return None
+
+
+def tf32_in_force(allowed: bool, device: str, environ: Mapping[str, str]) -> bool:
+    """Return whether fp32 is computed in TF32, given what the framework allows."""
+    value = environ.get(_TF32) if device == "gpu" else None
+    return value != "0" if value else allowed
+
+
+def _governs(name: str) -> bool:
+    return name.startswith(_GOVERNING) and not name.startswith(_FOREIGN) and not _SECRET.search(name)

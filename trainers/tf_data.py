@@ -1,5 +1,6 @@
 """Feed a tf.distribute process: a tf.data pipeline over the shards of the ranks that it drives."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,8 @@ def _gathered(trial: Trial, ranks: range, arrays: Arrays) -> Any:
 
 def _decoded(trial: Trial, ranks: range) -> Any:
     files = list_images(Path(trial.data.folder or ""))
-    paths, labels = tf.constant(files.paths), tf.constant(files.labels)
+    # As the file system has them: a name need not be UTF-8.
+    paths, labels = tf.constant([os.fsencode(path) for path in files.paths]), tf.constant(files.labels)
 
     def decode(index: Any) -> tuple[Any, Any]:
         return _augmented(tf.io.read_file(paths[index]), trial.data.image_size), labels[index]
@@ -85,9 +87,14 @@ def _decoded(trial: Trial, ranks: range) -> Any:
     )
 
 
+def decoded(encoded: Any) -> Any:
+    """Return an image in RGB."""
+    return tf.io.decode_image(encoded, channels=3, expand_animations=False)
+
+
 def _augmented(encoded: Any, size: int) -> Any:
     """Decode, random resized crop, random flip, normalize, as `torch_data` does with Pillow."""
-    image = tf.io.decode_image(encoded, channels=3, expand_animations=False)
+    image = decoded(encoded)
     begin, extent, _ = tf.image.sample_distorted_bounding_box(
         tf.shape(image),
         tf.zeros([0, 0, 4]),

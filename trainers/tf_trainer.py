@@ -5,8 +5,10 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from typing import Any
 
-# Read by Keras once, when it is imported.
-os.environ["KERAS_BACKEND"] = "tensorflow"
+from scalestudy.trainers.trainer import KERAS_VARIABLES
+
+# Before Keras is imported, also where nobody has asked for a trainer.
+os.environ.update(KERAS_VARIABLES)
 
 import keras
 import numpy as np
@@ -18,6 +20,7 @@ from scalestudy.trainers import keras_models, tf_data
 from scalestudy.trainers.data import load_arrays
 from scalestudy.trainers.models import initial_parameters, model_spec
 from scalestudy.trainers.record import Memory
+from scalestudy.trainers.software import tf32_in_force
 from scalestudy.trainers.trial import ADAM_BETAS, ADAM_EPSILON, Optimizer, Trial
 
 _POLICIES = {"fp32": "float32", "tf32": "float32", "bf16": "mixed_bfloat16", "fp16": "mixed_float16"}
@@ -39,6 +42,9 @@ class TfTrainer:
     def __init__(self, trial: Trial, devices: int) -> None:
         self._trial = trial
         keras.utils.set_random_seed(trial.seed)
+        # Where another has imported Keras before, a keras.json may be in force.
+        keras.config.set_floatx("float32")
+        keras.config.set_image_data_format("channels_last")
         keras.config.set_dtype_policy(_POLICIES[trial.precision])
         # All of this is read before the first device is used.
         tf.config.threading.set_intra_op_parallelism_threads(trial.threads_per_device * devices)
@@ -159,7 +165,11 @@ class TfTrainer:
             "intra_op": tf.config.threading.get_intra_op_parallelism_threads(),
             "inter_op": tf.config.threading.get_inter_op_parallelism_threads(),
             "dtype_policy": keras.config.dtype_policy().name,
-            "tf32": int(tf.config.experimental.tensor_float_32_execution_enabled()),
+            "tf32": int(
+                tf32_in_force(
+                    tf.config.experimental.tensor_float_32_execution_enabled(), self._trial.device, os.environ
+                )
+            ),
         }
 
     def _build_network(self) -> None:

@@ -84,14 +84,30 @@ class _ImageFolder(Dataset[tuple[Tensor, int]]):
         path = self._files.paths[index]
         try:
             with Image.open(path) as file:
-                image = file.convert("RGB")
-        except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+                image = in_colour(file)
+        except MemoryError:
+            raise
+        # Pillow's plug-ins raise what they come upon.
+        except Exception as error:
             raise ValueError(f"{path}: not a readable image: {error}") from None
         image = image.resize((self._size, self._size), Image.Resampling.BILINEAR, box=_random_crop(*image.size))
         if torch.rand(()) < 0.5:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         pixels = (np.asarray(image, dtype=np.float32) / 255 - CHANNEL_MEAN) / CHANNEL_DEVIATION
         return torch.from_numpy(pixels.transpose(2, 0, 1).copy()), int(self._files.labels[index])
+
+
+def in_colour(image: Image.Image) -> Image.Image:
+    """Return an image in RGB, as TensorFlow decodes it."""
+    if image.mode.startswith("I"):
+        # 16 bits of grey: Pillow would cut off what is above 255, and show it white.
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    elif image.format == "GIF" and "transparency" in image.info:
+        # TensorFlow's decoder leaves black what is transparent; of PNG both show the colour beneath.
+        shown = image.convert("RGBA")
+        image = Image.new("RGB", image.size)
+        image.paste(shown, mask=shown.getchannel("A"))
+    return image.convert("RGB")
 
 
 def _random_crop(width: int, height: int) -> tuple[float, float, float, float]:

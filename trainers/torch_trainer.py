@@ -20,6 +20,7 @@ from scalestudy.trainers import torch_data, torch_models
 from scalestudy.trainers.data import load_arrays
 from scalestudy.trainers.models import initial_parameters, model_spec
 from scalestudy.trainers.record import Memory
+from scalestudy.trainers.software import tf32_in_force
 from scalestudy.trainers.trial import ADAM_BETAS, ADAM_EPSILON, Optimizer, Trial
 
 # The compute capability from which on a GPU has the format.
@@ -204,7 +205,7 @@ class TorchTrainer:
             "intra_op": torch.get_num_threads(),
             "inter_op": torch.get_num_interop_threads(),
             "memory_format": str(self._memory_format).removeprefix("torch."),
-            "tf32": int(torch.backends.cuda.matmul.allow_tf32),
+            "tf32": int(tf32_in_force(torch.backends.cuda.matmul.allow_tf32, self._trial.device, os.environ)),
             "cudnn_benchmark": int(torch.backends.cudnn.benchmark),
             "fused_optimizer": int(self._device.type == "cuda"),
         }

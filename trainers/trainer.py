@@ -1,5 +1,6 @@
 """What one way to train in parallel must offer, and which ones there are."""
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -122,7 +123,7 @@ class TrainerEntry:
     """Where a trainer lives and what the controller must know of it without importing a framework.
 
     `distributions` are what must be installed for it, `execution` is how its users run it unless they ask otherwise,
-    and `refused` says why another way does not exist.
+    `refused` says why another way does not exist, and `variables` must be set before anything of it is imported.
     """
 
     module: str
@@ -131,13 +132,19 @@ class TrainerEntry:
     execution: Execution
     options: type[Options]
     refused: Mapping[Execution, str] = field(default_factory=dict)
+    variables: Mapping[str, str] = field(default_factory=dict)
     process_per_device: bool = True
 
     def load(self) -> type[Trainer]:
         """Import the framework and return the trainer's class."""
+        os.environ.update(self.variables)
         trainer: type[Trainer] = getattr(import_module(self.module), self.class_name)
         return trainer
 
+
+# Keras reads them once, and TensorFlow and Horovod import it. No user's keras.json, for which a device has no room: it
+# may name another layout, type or backend than the one that is measured, or be damaged.
+KERAS_VARIABLES = {"KERAS_BACKEND": "tensorflow", "KERAS_HOME": os.devnull}
 
 TRAINERS = {
     "torch-ddp": TrainerEntry(
@@ -153,6 +160,7 @@ TRAINERS = {
         distributions=("tensorflow",),
         execution="graph",
         options=MultiWorkerOptions,
+        variables=KERAS_VARIABLES,
     ),
     "tf-mirrored": TrainerEntry(
         module="scalestudy.trainers.tf_distribute",
@@ -160,6 +168,7 @@ TRAINERS = {
         distributions=("tensorflow",),
         execution="graph",
         options=MirroredOptions,
+        variables=KERAS_VARIABLES,
         process_per_device=False,
     ),
     "horovod-torch": TrainerEntry(
@@ -176,6 +185,7 @@ TRAINERS = {
         distributions=("tensorflow", "horovod"),
         execution="graph",
         options=HorovodOptions,
+        variables=KERAS_VARIABLES,
     ),
 }
 

@@ -27,13 +27,13 @@ from scalestudy.cluster.rank import Rank, rank_addresses
 from scalestudy.cluster.slurm_step import ADDRESSES, step_environ
 from scalestudy.cluster.telemetry import Sampling
 from scalestudy.trainers.collectives import sweep
-from scalestudy.trainers.data import broken_image, training_images, undecodable
+from scalestudy.trainers.data import broken_image, epoch_of, undecodable
 from scalestudy.trainers.files import write_atomically
 from scalestudy.trainers.measure import Measured, measure, measure_causes
 from scalestudy.trainers.out_of_memory import is_doubtful, shared_memory_advice, whose_memory
 from scalestudy.trainers.pinning import take_place
 from scalestudy.trainers.record import CUT_SHORT, RankError, RankReport
-from scalestudy.trainers.software import capture
+from scalestudy.trainers.software import capture, overruled
 from scalestudy.trainers.trainer import TRAINERS, Trainer
 from scalestudy.trainers.trial import Trial
 
@@ -142,6 +142,8 @@ def _run(trial: Trial, rank: Rank, folder: Path, phases: _Phases, found: dict[st
     """Meet the others, train and time, and check the parameters; or sweep. Returns what is yet to be closed."""
     if rank.local_rank == 0:
         found["host"] = this_host()
+    if why := overruled(trial.precision, trial.device, os.environ):
+        raise ValueError(why)
     reach_directly(os.environ, rank_addresses(os.environ), rank.rank)
     found["placement"] = take_place(trial, rank, os.environ)
     # From the start of the process: the interpreter and our own imports are part of what a job waits for.
@@ -181,7 +183,7 @@ def _run(trial: Trial, rank: Rank, folder: Path, phases: _Phases, found: dict[st
     found["parameter_count"] = sum(value.size for value in replicas[0].values())
     found["parameter_checksums"] = tuple(checksum(replica) for replica in replicas)
     if rank.rank == 0:
-        found["training_images"] = training_images(trial.data)
+        found["training_images"], found["left_out"] = epoch_of(trial.data)
     return trainer
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pandas as pd
@@ -13,6 +14,8 @@ from scalestudy.analysis.compare import ALIKE, FASTER, MATCH, SLOWER, changes, c
 from scalestudy.launch.cli import app
 from scalestudy.launch.folder import StudyFolder
 from scalestudy.trainers.record import Environment, Record
+from scalestudy.trainers.software import capture
+from scalestudy.trainers.trainer import Trainer
 from scalestudy.trainers.trial import Trial
 
 MakeTrial = Callable[..., Trial]
@@ -20,6 +23,16 @@ MakeRecord = Callable[..., Record]
 # By trainer and world size, the step times of six repeats, a third of a percent apart.
 SPREAD = np.array([0.0, 0.2, 0.4, -0.2, -0.4, 0.1]) / 100
 USUAL = {("torch-ddp", 1): 0.1, ("torch-ddp", 2): 0.12, ("tf-multiworker", 1): 0.2}
+
+
+class Described:
+    """As much of a trainer as is asked for its software."""
+
+    def versions(self) -> dict[str, str]:
+        return {}
+
+    def settings(self) -> dict[str, str | int]:
+        return {}
 
 
 @pytest.fixture
@@ -101,6 +114,28 @@ def test_differences_of_the_environment_come_first(folder: Callable[..., Path]) 
     page = html(found)
     assert page.index("<td>partition</td>") < page.index("data:image/svg+xml")
     assert page.count("no difference shown</td>") == 3
+
+
+def test_a_variable_that_made_the_new_one_slower_is_named(
+    make_trial: MakeTrial, make_record: MakeRecord, tmp_path: Path
+) -> None:
+    def write(name: str, step_s: float, environ: dict[str, str]) -> Path:
+        out = StudyFolder(tmp_path / name)
+        out.create("t")
+        software = capture(cast(Trainer, Described()), environ)
+        record = make_record(make_trial(), step_s)
+        reports = tuple(report.model_copy(update={"software": software}) for report in record.reports)
+        out.finish(out.begin(record.trial), record.model_copy(update={"reports": reports}))
+        return out.path
+
+    usual = {"HOME": "/root", "OMP_NUM_THREADS": "1"}
+    slow = {**usual, "ATEN_CPU_CAPABILITY": "default", "LD_PRELOAD": "/lib/libslow.so"}
+    found = compare(write("base", 0.1, usual), write("new", 0.2, slow), tolerance=0.0)
+    assert found.environment["environment variable"] == (
+        "OMP_NUM_THREADS=1",
+        "ATEN_CPU_CAPABILITY=default, LD_PRELOAD=/lib/libslow.so",
+    )
+    assert "environment variable: OMP_NUM_THREADS=1 → ATEN_CPU_CAPABILITY=default" in markdown(found)
 
 
 def test_one_repeat_shows_nothing() -> None:

@@ -280,6 +280,80 @@ def test_on_cpu_a_device_is_the_ranks_cpus_and_energy_is_the_hosts(
     ]
 
 
+def on_cpus(
+    tmp_path: Path, record: Record, pinned: tuple[tuple[int, ...], ...], row: Callable[[float], Any], **changes: Any
+) -> Frames:
+    """Return what the analysis makes of a trial on CPUs whose samples are given by a function of time."""
+    samples = [{"time_s": at_s, "device": "host"} | row(at_s) for at_s in times()]
+    telemetry = write_samples(tmp_path, record.trial, samples).model_copy(update=changes)
+    record = as_planted(record, telemetry)
+    software = [Software(python="3", versions={}, settings={}, cpus=cpus, variables={}) for cpus in pinned]
+    reports = zip(record.reports, software, strict=True)
+    told = tuple(report.model_copy(update={"software": own}) for report, own in reports)
+    return frames([record.model_copy(update={"reports": told})], tmp_path)
+
+
+def busy_measured(found: Frames) -> dict[str, float]:
+    measured = found.devices[(found.devices.phase == "measure") & found.devices.window.isna()]
+    return dict(zip(measured.device_name, measured.busy.round(3), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("cpus", "pinned", "busy"),
+    [
+        # A container that sees CPUs 6 and 7 alone.
+        ((6, 7), ((6,), (7,)), {"CPU 6": 1.0, "CPU 7": 0.5, "host": 0.75}),
+        # CPU 1 is offline: the second column is CPU 2.
+        ((0, 2), ((2,), (0,)), {"CPU 2": 0.5, "CPU 0": 1.0, "host": 0.75}),
+        ((7, 6), ((6, 7), (6,)), {"CPU 6, 7": 0.75, "CPU 6": 0.5, "host": 0.75}),
+        # A record from before the numbers were kept.
+        (None, ((1,), (0,)), {"CPU 1": 0.5, "CPU 0": 1.0, "host": 0.75}),
+    ],
+)
+def test_a_cpus_number_is_not_its_place(
+    tmp_path: Path,
+    make_trial: MakeTrial,
+    make_record: MakeRecord,
+    cpus: tuple[int, ...] | None,
+    pinned: tuple[tuple[int, ...], ...],
+    busy: dict[str, float],
+) -> None:
+    def row(at_s: float) -> dict[str, Any]:
+        return {"cpu_busy_s": [at_s, at_s / 2], "cpu_steal_s": [0.0, at_s / 10]}
+
+    found = on_cpus(tmp_path, make_record(make_trial(world_size=2)), pinned, row, cpus=cpus)
+    assert busy_measured(found) == pytest.approx(busy)
+    assert found.notices.text.tolist() == ["the hypervisor took 5% of the ranks' CPUs of here"]
+
+
+@pytest.mark.parametrize(
+    ("cpus", "row"),
+    [
+        # Not among those that are listed.
+        ((0, 1), {"cpu_busy_s": [1.0, 2.0], "cpu_steal_s": [0.0, 0.0]}),
+        # Nobody says which they are.
+        ((), {"cpu_busy_s": [1.0, 2.0], "cpu_steal_s": [0.0, 0.0]}),
+        (None, {"cpu_busy_s": [1.0, 2.0], "cpu_steal_s": [0.0, 0.0]}),
+        # Gone offline.
+        ((0, 6), {"cpu_busy_s": [1.0, None], "cpu_steal_s": [0.0, None]}),
+        # The kernel does not say.
+        ((), {"cpu_busy_s": None, "cpu_steal_s": None}),
+        (None, {"cpu_busy_s": None, "cpu_steal_s": None}),
+    ],
+)
+def test_a_cpu_that_nobody_has_counted_is_unknown_without_a_warning(
+    tmp_path: Path,
+    make_trial: MakeTrial,
+    make_record: MakeRecord,
+    cpus: tuple[int, ...] | None,
+    row: dict[str, Any],
+) -> None:
+    found = on_cpus(tmp_path, make_record(make_trial()), ((6,),), lambda _: row, cpus=cpus)
+    assert np.isnan(busy_measured(found)["CPU 6"])
+    trials = metrics.with_devices(metrics.with_throughput(found.trials), found.devices)
+    assert trials.device_busy.isna().all()
+
+
 def test_costs_and_carbon_are_hand_worked(analysed: Any) -> None:
     _, trials = analysed(gpu_row, lambda at_s: gpu_row(at_s, "gpu1"), world_size=2)
     points = metrics.points(trials)

@@ -115,6 +115,21 @@ def test_a_trial_without_its_parts_stands_and_says_so_and_a_warm_ups_larger_peak
     assert html.count('<br><span class="i">warm-up 900</span>') == html.count(">warm-up ") == 1
 
 
+def test_images_that_are_left_out_are_said_once(
+    tmp_path: Path, make_trial: Callable[..., Trial], make_record: Callable[..., Record]
+) -> None:
+    folder = StudyFolder(tmp_path / "out")
+    folder.create("t")
+    sentence = "/data/imgs: left out: 12 .tif, 1 folder without a class (__MACOSX)"
+    for repeat in range(3):
+        record = make_record(make_trial(repeat=repeat))
+        first = record.reports[0].model_copy(update={"left_out": sentence})
+        folder.finish(folder.begin(record.trial), record.model_copy(update={"reports": (first,)}))
+    written = write_report(folder.path)
+    assert written.left_out == [sentence]
+    assert written.html.read_text(encoding="utf-8").count(sentence) == 1
+
+
 def test_a_folder_without_records_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no records there"):
         write_report(tmp_path)

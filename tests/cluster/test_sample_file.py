@@ -99,3 +99,14 @@ def test_the_sampler_writes_without_pandas_and_imports_nothing_amid_what_is_meas
     told = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=True)
     assert told.stdout.split() == []
     assert read_samples(path).cpu_busy_s.iloc[0].tolist() == [0.5]
+
+
+@pytest.mark.parametrize("bad", [2**63, -(2**63) - 1, 2**64 - 1, "N/A", [1]])
+def test_a_value_that_no_column_holds_costs_itself(tmp_path: Path, bad: object) -> None:
+    writer = SampleWriter(tmp_path / "telemetry.parquet")
+    writer.add([row(0), row(1) | {"nvlink_tx_bytes": bad, "net_rx_bytes": [1, 2]}, row(2) | {"nvlink_tx_bytes": 5}])
+    writer.close()
+    samples = read_samples(tmp_path / "telemetry.parquet")
+    assert samples.nvlink_tx_bytes.fillna(-1).tolist() == [-1, -1, 5]
+    assert samples.power_w.tolist() == [0, 2, 4]
+    assert samples.net_rx_bytes.iloc[1].tolist() == [1, 2]

@@ -398,7 +398,7 @@ def test_without_nvidia_the_host_alone_is_sampled(tmp_path: Path) -> None:
     host = (samples := read_samples(tmp_path / telemetry.file))[samples.device == "host"]
     assert len(host) == telemetry.samples > 5
     cpu_s = np.stack(host.cpu_busy_s.to_numpy())
-    assert cpu_s.shape[1] == os.cpu_count()
+    assert cpu_s.shape[1] == len(telemetry.cpus or ()) == os.cpu_count()
     assert (np.diff(cpu_s.sum(axis=1)) >= 0).all()
     assert cpu_s[-1].sum() > cpu_s[0].sum()
     # Once a second.
@@ -417,6 +417,41 @@ def test_what_ended_just_before_the_sampler_stops_is_sampled(tmp_path: Path) -> 
     times = read_samples(tmp_path / telemetry.file).time_s
     assert times.max() >= ended_s
     assert len(times) == telemetry.samples
+
+
+# Put where the interpreter looks when it starts: a host that answers in the middle of a run as nobody has thought of.
+_BROKEN = """
+import itertools, psutil
+asked = itertools.count()
+whole = psutil.net_io_counters
+def failing(**named):
+    if next(asked) > 1:
+        raise PermissionError(13, "Permission denied", "/proc/net/dev")
+    return whole(**named)
+psutil.net_io_counters = failing
+def broken():
+    raise RuntimeError("couldn't find any physical disk")
+psutil.disk_io_counters = broken
+"""
+
+
+def test_what_the_host_does_not_tell_costs_no_telemetry_of_gpus(
+    nvml_standin: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(_BROKEN)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(nvml_standin))
+    sampling = Sampling(tmp_path, 0, "here", rate_hz=20)
+    time.sleep(_LONG_ENOUGH_S)
+    telemetry = sampling.stop()
+    assert telemetry.error is None
+    samples = read_samples(tmp_path / telemetry.file)
+    assert samples[samples.device == "gpu0"].power_w.eq(400).all()
+    host = samples[samples.device == "host"]
+    assert host.disk_read_bytes.isna().all()
+    assert host.memory_used_bytes.notna().any()
+    assert telemetry.missing["host disk_read_bytes"] == "RuntimeError: couldn't find any physical disk"
+    assert telemetry.missing["host net_rx_bytes"] == "/proc/net/dev: Permission denied"
 
 
 def test_a_killed_sampler_costs_only_its_telemetry(tmp_path: Path) -> None:

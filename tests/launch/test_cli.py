@@ -183,3 +183,28 @@ def test_a_failed_trial_never_stops_the_study_and_is_exit_code_1(study: Path, tm
     again = scalestudy("run", study, "--out", tmp_path / "out")
     assert "2 trials, 2 done before, 0 to run" in again.stdout
     assert again.returncode == 1
+
+
+# Put where the interpreter looks when it starts: a shared folder whose file system flushes no folders.
+_NO_FLUSH = """
+import errno, os, stat
+flush = os.fsync
+def refusing(descriptor):
+    if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+        raise OSError(errno.EINVAL, "Invalid argument")
+    flush(descriptor)
+os.fsync = refusing
+"""
+
+
+def test_a_shared_folder_that_does_not_flush_is_noted_once_a_run(
+    study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(_NO_FLUSH)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    study.write_text(study.read_text() + "environments: {torch-ddp: /bin/false}\n")
+    for _ in range(2):
+        told = scalestudy("run", study, "--out", tmp_path / "out")
+        assert told.returncode == 1
+        assert told.stdout.count("does not flush to the disk (Invalid argument)") == 1
+    assert len(list((tmp_path / "out").glob("trials/*/record.json"))) == 2

@@ -1,3 +1,6 @@
+import errno
+import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
 
@@ -141,3 +144,48 @@ def test_results_that_are_torn_on_the_way_home_are_refused_and_replace_nothing(
         with pytest.raises(ValueError, match="the results in the log are damaged|holds no results"):
             unpack(damage, home)
     assert home.damaged() == []
+
+
+def refuse_flush(monkeypatch: pytest.MonkeyPatch, number: int, *, files: bool) -> None:
+    """Let the system refuse to flush folders, or files as well."""
+    flush = os.fsync
+
+    def refusing(descriptor: int) -> None:
+        if files or stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(number, os.strerror(number))
+        flush(descriptor)
+
+    monkeypatch.setattr(os, "fsync", refusing)
+
+
+@pytest.mark.parametrize("files", [False, True])
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS])
+def test_a_file_system_that_does_not_flush_is_used_and_noted(
+    tmp_path: Path,
+    make_trial: Callable[..., Trial],
+    make_record: Callable[..., Record],
+    monkeypatch: pytest.MonkeyPatch,
+    number: int,
+    files: bool,
+) -> None:
+    refuse_flush(monkeypatch, number, files=files)
+    folder = StudyFolder(tmp_path / "out")
+    folder.create("t")
+    trial = make_trial()
+    folder.finish(folder.begin(trial), make_record(trial))
+    assert folder.record(trial) is not None
+    assert folder.unsafe() == (
+        f"{tmp_path}/out: its file system does not flush to the disk ({os.strerror(number)}): "
+        "a power cut may cost the last trials, and nothing else"
+    )
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC, errno.EDQUOT])
+def test_a_disk_that_fails_to_flush_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    refuse_flush(monkeypatch, number, files=False)
+    with pytest.raises(InputError, match=f"cannot be written: {os.strerror(number)}"):
+        StudyFolder(tmp_path / "out").create("t")
+
+
+def test_a_folder_that_can_be_flushed_needs_no_note(folder: StudyFolder) -> None:
+    assert folder.unsafe() is None

@@ -1,15 +1,22 @@
 """The Ray launcher's and its jobs' pure parts; what needs a cluster is in tests/system/test_ray.py."""
 
-from collections.abc import Callable
+import json
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from scalestudy.cluster.host import usable_cpus
+from scalestudy.launch import ray_jobs
+from scalestudy.launch.errors import InputError
 from scalestudy.launch.folder import StudyFolder
+from scalestudy.launch.jobs import Submitted, note
 from scalestudy.launch.local import local_ranks
 from scalestudy.launch.pack import packed, unpack
-from scalestudy.launch.ray import Place, bundles, claim_cpus, gpus_of, ranks_of
+from scalestudy.launch.ray import Place, bundles, claim_cpus, gpus_of, ranks_of, usable_nodes
 from scalestudy.launch.ray_jobs import job
 from scalestudy.launch.study import Study
 from scalestudy.trainers.record import Record
@@ -110,3 +117,70 @@ def test_a_trial_that_has_changed_is_set_aside_and_not_overwritten(
 def test_a_log_without_results_is_quoted(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="the log holds no results; it ends: 'No such file'"):
         unpack("No such file\n", StudyFolder(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("resources", "found"),
+    [({"CPU": 8.0, "GPU": 2.0}, (8, 2)), ({"CPU": 0.5}, None), ({"GPU": 1.0}, None), ({"CPU": None}, None)]
+    + [(None, None)],
+)
+def test_nodes_are_those_that_take_work(resources: dict[str, float] | None, found: tuple[int, int] | None) -> None:
+    nodes = [{"NodeID": "a", "Alive": True, "Resources": resources}, {"NodeID": "b", "Alive": False, "Resources": {}}]
+    assert usable_nodes(nodes) == ({} if found is None else {"a": found})
+
+
+@pytest.mark.parametrize("node", [{}, {"Alive": True, "Resources": {"CPU": 1}}, {"Alive": True, "Resources": ["CPU"]}])
+def test_a_node_that_cannot_be_understood_is_quoted(node: dict[str, Any]) -> None:
+    with pytest.raises(OSError, match="Ray tells of a node that cannot be understood: {"):
+        usable_nodes([node])
+
+
+@pytest.fixture
+def answers() -> Iterator[Callable[..., str]]:
+    """Return a maker of servers in a dashboard's place: an answer by the last part of a path."""
+    servers: list[ThreadingHTTPServer] = []
+
+    def serve(by_path: dict[str, tuple[int, str]]) -> str:
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:  # noqa: N802
+                code, text = by_path.get(self.path.rsplit("/", 1)[1], (200, "<html>Welcome to the proxy</html>"))
+                self.send_response(code)
+                self.end_headers()
+                self.wfile.write(text.encode())
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        servers.append(ThreadingHTTPServer(("127.0.0.1", 0), Handler))
+        threading.Thread(target=servers[-1].serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        return f"http://127.0.0.1:{servers[-1].server_port}"
+
+    yield serve
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+VERSION = (200, json.dumps({"version": "4", "ray_version": "2.60.0", "ray_commit": "x", "session_name": "s"}))
+
+
+def test_what_is_no_dashboard_is_named_with_its_words(answers: Callable[..., str]) -> None:
+    with pytest.raises(InputError, match="--address: 'http://127.0.0.1:.*': no Ray dashboard answers"):
+        ray_jobs.client(answers({}))
+
+
+@pytest.mark.parametrize(
+    "jobs", [(200, "<html>Bad gateway</html>"), (500, "traceback"), (200, "[{}]"), (200, '[{"status": "NEW"}]')]
+)
+@pytest.mark.parametrize("asked", [ray_jobs.status, ray_jobs.fetch])
+def test_an_answer_that_cannot_be_understood_is_one_line(
+    answers: Callable[..., str], tmp_path: Path, jobs: tuple[int, str], asked: Callable[[StudyFolder], Any]
+) -> None:
+    address = answers({"version": VERSION, "": jobs})
+    folder = StudyFolder(tmp_path / "out")
+    folder.create("t")
+    folder.jobs_path.mkdir(exist_ok=True)
+    note([Submitted(id="raysubmit_1", launcher="ray", study="s.yaml", address=address, results="~/x")], folder)
+    with pytest.raises(ray_jobs.RayError, match=f"^{address}: (list_jobs|submit_job): Ray says: .") as caught:
+        asked(folder)
+    assert "\n" not in str(caught.value)

@@ -5,6 +5,7 @@ import struct
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from scalestudy.trainers.data import (
     broken_image,
     class_names,
     epoch_batches,
+    epoch_of,
     list_images,
     load_arrays,
     mnist_files,
@@ -127,6 +129,13 @@ def test_mnist_names_the_file_that_is_missing(mnist: Path) -> None:
     ("damage", "message"),
     [
         (lambda raw: raw[:-3], "damaged gzip file"),
+        # Inside, where zlib and not gzip notices.
+        (lambda raw: raw[:400] + bytes(200) + raw[600:], "damaged gzip file"),
+        (lambda raw: raw[:100], "damaged gzip file"),
+        (lambda raw: raw[:10] + b"\xff" * 20 + raw[30:], "damaged gzip file"),
+        (lambda raw: b"", "not an IDX file"),
+        (lambda raw: gzip.compress(gzip.decompress(raw)[:7]), "not an IDX file"),
+        (lambda raw: b"<html>no such page</html>", "not an IDX file"),
         (lambda raw: gzip.compress(gzip.decompress(raw)[:-1]), "15679 bytes of values where its header"),
         (lambda raw: gzip.compress(b"nothing of the kind"), "not an IDX file"),
     ],
@@ -136,6 +145,117 @@ def test_a_damaged_mnist_file_is_named(mnist: Path, damage: Callable[[bytes], by
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(ValueError, match=f"train-images-idx3-ubyte.gz.*{message}"):
         load_arrays(of_mnist(mnist))
+
+
+def test_an_mnist_file_that_a_browser_has_unpacked_keeps_its_name(mnist: Path) -> None:
+    path = mnist / "train-images-idx3-ubyte.gz"
+    path.write_bytes(gzip.decompress(path.read_bytes()))
+    arrays = load_arrays(of_mnist(mnist))
+    assert arrays is not None
+    assert arrays.train_images.shape == (20, 1, 32, 32)
+
+
+def test_labels_and_sizes_that_are_not_mnists_are_named(mnist: Path) -> None:
+    path = mnist / "train-labels-idx1-ubyte"
+    labels = path.read_bytes()
+    path.write_bytes(labels[:-1] + bytes([46]))
+    with pytest.raises(ValueError, match="train has the label 46, and the classes are 0 to 9"):
+        load_arrays(of_mnist(mnist))
+    path.write_bytes(labels)
+    with pytest.raises(ValueError, match=r"train has images of \(28, 28\), which fit into no 24×24"):
+        load_arrays(of_mnist(mnist).model_copy(update={"image_size": 24}))
+
+
+def picture(path: Path, **how: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (9, 9)).save(path, **how)
+
+
+def relative(folder: Path) -> list[str]:
+    return [str(Path(path).relative_to(folder)) for path in list_images(folder).paths]
+
+
+def test_what_systems_and_editors_leave_is_no_class_and_no_image(tmp_path: Path) -> None:
+    for name in ("a/1.png", "b/2.JPG", ".ipynb_checkpoints/1-checkpoint.png", "__MACOSX/a/1.png", "lost+found/3.png"):
+        picture(tmp_path / name)
+    for name in ("a/._1.png", "b/.DS_Store", "b/Thumbs.db", "__MACOSX/a/._1.png", "docs/index.html", "labels.csv"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"no image")
+    (tmp_path / "empty").mkdir()
+    picture(tmp_path / "a/.thumbnails/1.png")
+    (tmp_path / "a/gone.png").symlink_to(tmp_path / "nowhere.png")
+    assert class_names(tmp_path) == ("a", "b")
+    assert relative(tmp_path) == ["a/1.png", "b/2.JPG"]
+    assert list_images(tmp_path).labels.tolist() == [0, 1]
+    assert list_images(tmp_path).left_out == (
+        f"{tmp_path}: left out: 2 hidden, 1 folder .thumbnails, 1 links to nothing, 1 .db, "
+        "5 folders without a class (.ipynb_checkpoints, __MACOSX, docs, empty, lost+found)"
+    )
+
+
+def test_a_tidy_folder_leaves_nothing_out(tmp_path: Path) -> None:
+    picture(tmp_path / "a/1.png")
+    assert list_images(tmp_path).left_out is None
+    data = Data(source="images", folder=str(tmp_path), channels=3, image_size=32, classes=1)
+    assert epoch_of(data) == (1, None)
+    assert epoch_of(DIGITS) == (1433, None)
+
+
+def test_images_lie_in_folders_of_their_class_as_tiny_imagenets_do_and_behind_links(tmp_path: Path) -> None:
+    for name in ("train/n01/images/n01_0.JPEG", "train/n01/images/n01_1.JPEG", "train/n02/x/y/z.jpeg", "store/1.gif"):
+        picture(tmp_path / name)
+    (tmp_path / "train/n01/n01_boxes.txt").write_text("1 2 3 4")
+    (tmp_path / "train/n03").symlink_to(tmp_path / "store")
+    (tmp_path / "train/n02/link.bmp").symlink_to(tmp_path / "train/n01/images/n01_0.JPEG")
+    # A link to a folder that it is in ends nowhere.
+    (tmp_path / "train/n01/images/again").symlink_to(tmp_path / "train/n01")
+    train = tmp_path / "train"
+    assert relative(train) == [
+        "n01/images/n01_0.JPEG",
+        "n01/images/n01_1.JPEG",
+        "n02/link.bmp",
+        "n02/x/y/z.jpeg",
+        "n03/1.gif",
+    ]
+    assert list_images(train).left_out == f"{train}: left out: 1 .txt"
+
+
+def test_a_data_set_of_several_parts_is_not_taken_for_one_of_their_names(tmp_path: Path) -> None:
+    for name in ("train/cat/1.png", "train/dog/1.png", "val/cat/2.png"):
+        picture(tmp_path / name)
+    with pytest.raises(ValueError, match="train, val are parts of a data set and no classes; name one of them"):
+        class_names(tmp_path)
+    # Classes may be called so.
+    picture(tmp_path / "train/3.png")
+    assert class_names(tmp_path) == ("train", "val")
+
+
+@pytest.mark.parametrize(
+    ("name", "how", "kind"),
+    [
+        ("1.tif", {}, ".tif"),
+        ("1.TIFF", {}, ".tiff"),
+        ("1.webp", {}, ".webp"),
+        ("1.ppm", {}, ".ppm"),
+        ("1.pgm", {"format": "PPM"}, ".pgm"),
+    ],
+)
+def test_what_not_every_framework_decodes_is_left_out_and_counted(
+    tmp_path: Path, name: str, how: dict[str, str], kind: str
+) -> None:
+    picture(tmp_path / "a/0.bmp")
+    picture(tmp_path / "a" / name, **how)
+    assert relative(tmp_path) == ["a/0.bmp"]
+    assert list_images(tmp_path).left_out == f"{tmp_path}: left out: 1 {kind}"
+
+
+@pytest.mark.parametrize(("mode", "listed"), [("RGB", True), ("RGBA", True), ("P", False), ("L", False), ("1", False)])
+def test_a_bmp_with_a_palette_is_left_out(tmp_path: Path, mode: str, listed: bool) -> None:
+    picture(tmp_path / "a/0.png")
+    Image.new("RGB", (9, 9), "red").convert(mode).save(tmp_path / "a/1.bmp")
+    files = list_images(tmp_path)
+    assert len(files.paths) == 1 + listed
+    assert files.left_out == (None if listed else f"{tmp_path}: left out: 1 .bmp with a palette")
 
 
 def test_an_image_folder_has_a_class_a_folder_and_finds_its_broken_image(tmp_path: Path) -> None:
@@ -195,5 +315,5 @@ def test_an_empty_image_folder_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="one sub-folder a class"):
         list_images(tmp_path)
     (tmp_path / "a").mkdir()
-    with pytest.raises(ValueError, match="no .jpg/.jpeg/.png file in its class folders a"):
+    with pytest.raises(ValueError, match=r"no \.jpg/\.jpeg/\.png/\.bmp/\.gif file in its class folders a"):
         list_images(tmp_path)

@@ -1,6 +1,7 @@
-"""The same model in both frameworks: one's weights in the other give the same numbers."""
+"""The same model in both frameworks: one's weights in the other give the same numbers. And the same images."""
 
-from collections.abc import Iterator
+import io
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -8,8 +9,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import torch
+from PIL import Image
 
-from scalestudy.trainers import keras_models, tf_trainer, torch_models, torch_trainer
+from scalestudy.trainers import keras_models, tf_data, tf_trainer, torch_data, torch_models, torch_trainer
 from scalestudy.trainers.models import (
     BATCH_NORM_MOMENTUM,
     MODELS,
@@ -182,3 +184,59 @@ def test_running_statistics_differ_by_the_unbiased_variance_alone() -> None:
     kept = BATCH_NORM_MOMENTUM
     unbiased = (keras_own.moving_variance.numpy() - (1 - kept)) * count / (count - 1) + (1 - kept)
     assert relative(unbiased, torchs.running_var.numpy()) <= 1e-9
+
+
+def scene() -> Image.Image:
+    """A picture with every colour in it, and no sharp edge that two JPEG decoders would round apart."""
+    colours = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    return Image.fromarray(colours).resize((64, 48), Image.Resampling.BICUBIC)
+
+
+def see_through() -> Image.Image:
+    image = scene()
+    image.putalpha(scene().convert("L"))
+    return image
+
+
+def turned() -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return exif
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "make", "how", "most"),
+    [
+        ("JPEG", scene, {}, 5),
+        ("JPEG", lambda: scene().convert("L"), {}, 2),
+        ("JPEG", lambda: scene().convert("CMYK"), {}, 5),
+        ("JPEG", scene, {"progressive": True}, 5),
+        # Neither turns what a camera was held upright for.
+        ("JPEG", scene, {"exif": turned()}, 5),
+        ("PNG", scene, {}, 0),
+        ("PNG", see_through, {}, 0),
+        ("PNG", lambda: see_through().convert("LA"), {}, 0),
+        ("PNG", lambda: scene().convert("1"), {}, 0),
+        ("PNG", lambda: scene().quantize(16), {}, 0),
+        ("PNG", lambda: scene().quantize(16), {"transparency": 3}, 0),
+        # 16 bits of grey.
+        ("PNG", lambda: Image.fromarray(np.asarray(scene().convert("L")).astype(np.uint16) * 257 - 5), {}, 0),
+        ("BMP", scene, {}, 0),
+        ("BMP", see_through, {}, 0),
+        ("GIF", lambda: scene().quantize(16), {}, 0),
+        ("GIF", lambda: scene().quantize(16), {"transparency": 3}, 0),
+        ("GIF", lambda: scene().quantize(16), {"save_all": True, "append_images": [see_through().quantize(16)]}, 0),
+    ],
+)
+def test_both_frameworks_read_the_same_pixels(
+    kind: str, make: Callable[[], Image.Image], how: dict[str, Any], most: int
+) -> None:
+    """Within what two decoders of JPEG round apart."""
+    encoded = io.BytesIO()
+    make().save(encoded, kind, **how)
+    with Image.open(encoded) as file:
+        one = np.asarray(torch_data.in_colour(file)).astype(int)
+    other = tf_data.decoded(encoded.getvalue()).numpy().astype(int)
+    assert one.shape == other.shape == (48, 64, 3)
+    assert np.abs(one - other).max() <= most

@@ -1,17 +1,97 @@
 """What tf.distribute's trainers hand to TensorFlow, and what TensorFlow's own users have unasked."""
 
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import keras
 import pytest
 import tensorflow as tf
 
+from scalestudy.cluster.ports import free_ports
+from scalestudy.launch.local import environment, local_ranks
+from scalestudy.trainers import keras_models
+from scalestudy.trainers.models import model_spec
 from scalestudy.trainers.options import MultiWorkerOptions
 from scalestudy.trainers.tf_distribute import communication_options
 from scalestudy.trainers.trainer import TRAINERS
-from scalestudy.trainers.trial import Device
+from scalestudy.trainers.trial import Data, Device, Trial
 
 pytestmark = pytest.mark.slow
+
+# A rank as far as its first steps, and what is in force in it.
+_RANK = """
+import json, os, sys
+from scalestudy.cluster.rank import Rank
+from scalestudy.trainers.trainer import TRAINERS
+from scalestudy.trainers.trial import Trial
+trial = Trial.model_validate_json(sys.argv[1])
+trainer = TRAINERS[trial.trainer].load()(trial, Rank.from_environ(os.environ))
+trainer.build()
+trainer.step()
+import keras
+types = sorted({str(variable.dtype) for variable in [*trainer._network.variables, *trainer._optimizer.variables]})
+config = keras.config
+print(json.dumps([trainer.loss(), types, config.backend(), config.image_data_format(), config.epsilon()]))
+os._exit(0)
+"""
+
+
+@pytest.mark.parametrize(
+    ("trainer", "model", "settings"),
+    [
+        ("tf-multiworker", "cnn", '{"image_data_format": "channels_first", "floatx": "float16", "epsilon": 0.1}'),
+        ("tf-mirrored", "resnet18", '{"image_data_format": "channels_first", "floatx": "float64", "backend": "torch"}'),
+        ("horovod-tf", "cnn", '{"floatx": "bfloat17", "epsilon": 1, "backend": "jax"}'),
+    ],
+)
+def test_no_keras_json_changes_what_is_measured(
+    make_trial: Callable[..., Trial],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    trainer: str,
+    model: str,
+    settings: str,
+) -> None:
+    (tmp_path / ".keras").mkdir()
+    (tmp_path / ".keras/keras.json").write_text(settings)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path / ".keras"))
+    monkeypatch.setenv("KERAS_BACKEND", "torch")
+    trial = make_trial(trainer=trainer, model=model)
+    [rank], [port] = local_ranks(1), free_ports(1)
+    done = subprocess.run(
+        [sys.executable, "-c", _RANK, trial.model_dump_json(by_alias=True)],
+        env=environment(os.environ, trial, rank, [f"127.0.0.1:{port}"]),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    loss, types, *config = json.loads(done.stdout.splitlines()[-1])
+    assert 0 < loss < 10
+    # The optimizer counts its steps in int32 or int64.
+    assert [name for name in types if name.startswith("float")] == ["float32"]
+    assert config == ["tensorflow", "channels_last", 1e-7]
+
+
+@pytest.mark.parametrize("model", ["cnn", "resnet18"])
+def test_models_name_their_layout(model: str) -> None:
+    """Also where somebody else has imported Keras, and set it, before."""
+    spec = model_spec(model, Data(source="synthetic", channels=3, image_size=32, classes=10))
+    keras.config.set_image_data_format("channels_first")
+    try:
+        network = keras_models.build(spec)
+    finally:
+        keras.config.set_image_data_format("channels_last")
+    assert network.output_shape == (None, 10)
+    assert [variable.shape for variable in network.variables] == [
+        variable.shape for variable in keras_models.build(spec).variables
+    ]
 
 
 @pytest.mark.parametrize(
