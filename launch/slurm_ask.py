@@ -218,6 +218,7 @@ def _rows(said: str) -> list[str]:
     """Return the lines that have fields: warnings and a site's greetings have none."""
     return [line for line in said.splitlines() if "|" in line]
 
+
 def _cpus(text: str, line: str) -> int:
     # `4+`: at least so many; `6/2/0/8`: allocated, idle, other, all; `1K`: 1024.
     match = re.fullmatch(r"(?:\d+/\d+/\d+/)?(\d+)(K?)\+?", text)

@@ -31,17 +31,35 @@ class Hosts:
         self.addresses = addresses
         for name in self._names:
             _run("ip", "netns", "add", name)
-        _run("ip", "link", "add", "ss0", "netns", self._names[0], "type", "veth", "peer", "name", "ss0", "netns", self._names[1])
+        _run(
+            "ip",
+            "link",
+            "add",
+            "ss0",
+            "netns",
+            self._names[0],
+            "type",
+            "veth",
+            "peer",
+            "name",
+            "ss0",
+            "netns",
+            self._names[1],
+        )
         for index, (name, address) in enumerate(zip(self._names, addresses, strict=True)):
             ipv6 = ":" in address
             within = ("ip", "-netns", name)
             _run(*within, "link", "set", "lo", "up")
             _run(*within, "link", "set", "ss0", "up")
-            _run(*within, "address", "add", f"{address}/{64 if ipv6 else 24}", "dev", "ss0", *(["nodad"] if ipv6 else []))
+            _run(
+                *within, "address", "add", f"{address}/{64 if ipv6 else 24}", "dev", "ss0", *(["nodad"] if ipv6 else [])
+            )
             if ipv6:
                 _run(*within, "address", "del", "127.0.0.1/8", "dev", "lo")
             known = [own if peer == index else there for peer, there in enumerate(addresses)]
-            (folder / f"hosts-{index}").write_text(f"{'::1' if ipv6 else '127.0.0.1'} localhost\n{known[0]} node1\n{known[1]} node2\n")
+            (folder / f"hosts-{index}").write_text(
+                f"{'::1' if ipv6 else '127.0.0.1'} localhost\n{known[0]} node1\n{known[1]} node2\n"
+            )
 
     def start(self, trial: Trial, folder: Path, index: int, hosts: list[str]) -> "subprocess.Popen[bytes]":
         """Start a rank as a task of Slurm's on one host."""
@@ -58,7 +76,17 @@ class Hosts:
         }
         with (folder / f"rank-{index}.log").open("wb") as log:
             return subprocess.Popen(
-                ["ip", "netns", "exec", self._names[index], "bash", "-c", shell, "_", *worker_command(sys.executable, trial, folder)],
+                [
+                    "ip",
+                    "netns",
+                    "exec",
+                    self._names[index],
+                    "bash",
+                    "-c",
+                    shell,
+                    "_",
+                    *worker_command(sys.executable, trial, folder),
+                ],
                 env={**os.environ, **worker_variables({}, trial, 2), "SCALESTUDY_LIFELINE": "", **task},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
