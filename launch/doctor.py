@@ -185,7 +185,9 @@ def unusable(found: Probe, gpus: int, said: str, slurm_gpus: int = 0) -> tuple[s
     """
     framework, *_ = found.versions
     where = "" if gpus else ", and Slurm's nodes have GPUs"
-    if not found.cuda and (found.gpus < gpus or slurm_gpus):
+    if not found.cuda:
+        if found.gpus >= gpus and not slurm_gpus:
+            return "", ""
         make = "make envs" if gpus else _MAKE_WITHOUT_A_GPU
         return f"{framework} is built without CUDA{where}", f"{make}, or: {_WITH_CUDA[framework.removesuffix('-cpu')]}"
     if found.gpus >= gpus:
