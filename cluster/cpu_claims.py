@@ -51,7 +51,7 @@ class CpuClaim:
             if cpu in self._locks:
                 self._unlock(cpus[:place])
                 return False
-            lock = (self._folder / str(cpu)).open("w")
+            lock = (self._folder / str(cpu)).open("w", encoding="utf-8")
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

@@ -165,7 +165,7 @@ def _gpu_in_machine(root: Path) -> bool:
 
 def _read(path: Path) -> str:
     with suppress(OSError):
-        return path.read_text().strip()
+        return path.read_text(encoding="utf-8", errors="replace").strip()
     return ""
 
 

@@ -51,7 +51,7 @@ def gpu_node(pci_address: str | None, system: Path = _SYSTEM) -> int | None:
     # NVML writes the domain in eight digits and capitals, sysfs in four and small letters: 00000000:3B:00.0.
     domain, _, place = (pci_address or "").strip().lower().partition(":")
     with suppress(OSError, ValueError):
-        node = int((system / f"bus/pci/devices/{int(domain, 16):04x}:{place}/numa_node").read_text())
+        node = int((system / f"bus/pci/devices/{int(domain, 16):04x}:{place}/numa_node").read_text(encoding="utf-8"))
         # -1: the firmware does not say.
         return node if node >= 0 else None
     return None
@@ -175,7 +175,7 @@ def _numbers(path: Path) -> list[int]:
     """Read sysfs' lists of numbers, such as 0-3,8; nothing where there is no such file or it holds something else."""
     found: list[int] = []
     with suppress(OSError, ValueError):
-        for part in path.read_text().strip().split(","):
+        for part in path.read_text(encoding="utf-8").strip().split(","):
             first, _, last = part.partition("-")
             found += range(int(first), int(last or first) + 1)
         return found

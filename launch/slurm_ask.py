@@ -151,8 +151,9 @@ def parsed_node(line: str) -> Node:
         raise SlurmError(f"sinfo said {line!r}, where {_NODE_FORMAT} was asked for")
     name, address, state, cpus, gres, sockets, cores_per_socket = fields
     count = _cpus(cpus, line)
-    # A cluster that hands out cores has no more CPUs than these.
-    cores = min(count, _cpus(sockets, line) * _cpus(cores_per_socket, line))
+    # A cluster that hands out cores has no more CPUs than these. Where nothing is said of cores, a CPU is one.
+    told = sockets.isdecimal() and cores_per_socket.isdecimal()
+    cores = min(count, int(sockets) * int(cores_per_socket)) if told else count
     return Node(name, name if address in _UNSAID else address, state, count, gpu_count(gres), cores)
 
 

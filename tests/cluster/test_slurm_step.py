@@ -2,7 +2,6 @@ import json
 
 import pytest
 
-from scalestudy.cluster.host import interface_of
 from scalestudy.cluster.rank import Rank
 from scalestudy.cluster.slurm_step import mask_sharers, step_environ, step_rank, tasks_per_node
 
@@ -30,15 +29,6 @@ def test_both_frameworks_are_told_where_the_other_ranks_are() -> None:
         "task": {"type": "worker", "index": 2},
     }
     assert Rank.from_environ(environ) == step_rank(TASK)
-
-
-def test_gloo_takes_the_interface_of_the_ranks_address_unless_the_user_named_one() -> None:
-    assert step_environ(TASK)["GLOO_SOCKET_IFNAME"] == interface_of("127.0.0.1")
-    assert "GLOO_SOCKET_IFNAME" not in step_environ({**TASK, "GLOO_SOCKET_IFNAME": "ib0"})
-
-
-def test_an_address_that_is_not_of_this_host_has_no_interface() -> None:
-    assert interface_of("192.0.2.1") is None
 
 
 @pytest.mark.parametrize(

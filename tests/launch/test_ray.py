@@ -13,7 +13,7 @@ from scalestudy.cluster.host import usable_cpus
 from scalestudy.launch import ray_jobs
 from scalestudy.launch.errors import InputError
 from scalestudy.launch.folder import StudyFolder
-from scalestudy.launch.jobs import Submitted, note
+from scalestudy.launch.jobs import Submitted, note, submitted
 from scalestudy.launch.local import local_ranks
 from scalestudy.launch.pack import packed, unpack
 from scalestudy.launch.ray import Place, bundles, claim_cpus, gpus_of, ranks_of, usable_nodes
@@ -172,7 +172,11 @@ def test_what_is_no_dashboard_is_named_with_its_words(answers: Callable[..., str
 @pytest.mark.parametrize(
     "jobs", [(200, "<html>Bad gateway</html>"), (500, "traceback"), (200, "[{}]"), (200, '[{"status": "NEW"}]')]
 )
-@pytest.mark.parametrize("asked", [ray_jobs.status, ray_jobs.fetch])
+@pytest.mark.parametrize(
+    "asked",
+    [ray_jobs.status, lambda folder: [ray_jobs.fetch(made, folder) for made in submitted(folder, "ray")]],
+    ids=["status", "fetch"],
+)
 def test_an_answer_that_cannot_be_understood_is_one_line(
     answers: Callable[..., str], tmp_path: Path, jobs: tuple[int, str], asked: Callable[[StudyFolder], Any]
 ) -> None:

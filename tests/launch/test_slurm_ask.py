@@ -65,14 +65,14 @@ def test_a_line_of_squeue_that_is_none_is_quoted(says: Says, line: str) -> None:
 @pytest.mark.parametrize(
     ("fields", "node"),
     [
-        ("a|10.0.0.1|idle|8|gpu:2", Node("a", "10.0.0.1", "idle", 8, 2)),
-        ("a|a|idle|4+|(null)", Node("a", "a", "idle", 4, 0)),
+        ("a|10.0.0.1|idle|8|gpu:2|2|2", Node("a", "10.0.0.1", "idle", 8, 2, cores=4)),
+        ("a|a|idle|4+|(null)|1+|2+", Node("a", "a", "idle", 4, 0, cores=4)),
         # Allocated, idle, other and all.
-        ("a|a|mixed|6/2/0/8|n/a", Node("a", "a", "mixed", 8, 0)),
-        ("a|(null)|idle|8|N/A", Node("a", "a", "idle", 8, 0)),
-        ("a||down*|8|", Node("a", "a", "down*", 8, 0)),
-        ("a|n/a|idle|1K|gpu:a100:4(S:0-1)", Node("a", "a", "idle", 1024, 4)),
-        (" a | a | idle | 8 | gpu ", Node("a", "a", "idle", 8, 1)),
+        ("a|a|mixed|6/2/0/8|n/a|2|8", Node("a", "a", "mixed", 8, 0, cores=8)),
+        ("a|(null)|idle|8|N/A||", Node("a", "a", "idle", 8, 0, cores=8)),
+        ("a||down*|8||n/a|n/a", Node("a", "a", "down*", 8, 0, cores=8)),
+        ("a|n/a|idle|1K|gpu:a100:4(S:0-1)|2|256", Node("a", "a", "idle", 1024, 4, cores=512)),
+        (" a | a | idle | 8 | gpu | 1 | 8 ", Node("a", "a", "idle", 8, 1, cores=8)),
     ],
 )
 def test_a_node_is_read_in_every_way_that_sinfo_writes_it(says: Says, fields: str, node: Node) -> None:
@@ -84,13 +84,13 @@ def test_a_node_is_read_in_every_way_that_sinfo_writes_it(says: Says, fields: st
 @pytest.mark.parametrize(
     ("line", "why"),
     [
-        ("a|a|idle|8|gpu:1|gpu:2", "where %N|%o|%T|%c|%G was asked for"),
-        ("a|a|idle", "where %N|%o|%T|%c|%G was asked for"),
-        ("|a|idle|8|gpu", "where %N|%o|%T|%c|%G was asked for"),
-        ("a|a|idle|n/a|gpu:1", "and 'n/a' is no number of CPUs"),
-        ("a|a|idle|(null)|gpu:1", "and '(null)' is no number of CPUs"),
-        ("a|a|idle||gpu:1", "and '' is no number of CPUs"),
-        ("a|a|idle|-4|gpu:1", "and '-4' is no number of CPUs"),
+        ("a|a|idle|8|gpu:1|gpu:2|1|8", "where %N|%o|%T|%c|%G|%X|%Y was asked for"),
+        ("a|a|idle", "where %N|%o|%T|%c|%G|%X|%Y was asked for"),
+        ("|a|idle|8|gpu|1|8", "where %N|%o|%T|%c|%G|%X|%Y was asked for"),
+        ("a|a|idle|n/a|gpu:1|1|8", "and 'n/a' is no number of CPUs"),
+        ("a|a|idle|(null)|gpu:1|1|8", "and '(null)' is no number of CPUs"),
+        ("a|a|idle||gpu:1|1|8", "and '' is no number of CPUs"),
+        ("a|a|idle|-4|gpu:1|1|8", "and '-4' is no number of CPUs"),
     ],
 )
 def test_a_line_of_sinfo_that_is_none_is_quoted(says: Says, line: str, why: str) -> None:

@@ -100,7 +100,9 @@ def run_rank(
     own = os.sched_getaffinity(0)
 
     def run_rank(limit_bytes: int | None = None, **changes: Any) -> RankReport:
-        for name, value in rank_environ(RANK, [f"127.0.0.1:{free_ports(1)[0]}"]).items():
+        # A rank names an interface where none is.
+        named = rank_environ(RANK, [f"127.0.0.1:{free_ports(1)[0]}"]) | {"GLOO_SOCKET_IFNAME": "lo"}
+        for name, value in named.items():
             monkeypatch.setenv(name, value)
         measurement = Measurement(window_s=0.05, windows=2, warm_up_max_s=0.5, telemetry_hz=0, cause_windows=1)
         trial = make_trial(device="gpu", **({"measurement": measurement} | changes))

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from scalestudy.cluster.rank import Rank
+from scalestudy.cluster.rank import Rank, rank_environ
 from scalestudy.trainers import worker
 from scalestudy.trainers.record import CUT_SHORT, RankReport
 from scalestudy.trainers.trainer import TRAINERS
@@ -44,6 +44,9 @@ def run_rank(
 
     def run_rank(failures: dict[str, str] | None = None, cause_windows: int = 1, **changes: Any) -> RankReport:
         monkeypatch.setenv("FAKE_FAILURES", json.dumps({"0": failures or {}}))
+        # A rank names an interface where none is.
+        for name, value in (rank_environ(RANK, ["127.0.0.1:1"]) | {"GLOO_SOCKET_IFNAME": "lo"}).items():
+            monkeypatch.setenv(name, value)
         trial = make_trial(measurement=Measurement(**QUICK, cause_windows=cause_windows), **changes)
         own = os.sched_getaffinity(0)
         try:
