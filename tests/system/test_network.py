@@ -135,7 +135,8 @@ def trained(there: Hosts, trial: Trial, tmp_path: Path, names: tuple[str, str]) 
             rank.kill()
             rank.wait()
     logs = "".join(log.read_text(errors="replace") for log in path.glob("*.log"))
-    return Ended(codes, folder.reports(path, 2), logs)
+    reports, _ = folder.reports(path, 2)
+    return Ended(codes, reports, logs)
 
 
 @pytest.mark.parametrize("trainer", ["torch-ddp", "horovod-torch", "tf-multiworker"])
