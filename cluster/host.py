@@ -4,6 +4,7 @@ import os
 import platform
 import resource
 import socket
+import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -12,6 +13,7 @@ from typing import NamedTuple
 
 import psutil
 
+from scalestudy.cluster.cgroup import cpu_quota, memory_limit_bytes
 from scalestudy.cluster.cuda_devices import offer
 from scalestudy.cluster.frozen import Frozen
 from scalestudy.cluster.processors import cores_of, processors
@@ -25,6 +27,7 @@ class Host(Frozen):
     cpu_model: str
     # The host's own, not the share that a scheduler lets this process use.
     cpu_count: int
+    # What a container or a job may have of it, where that is less.
     memory_bytes: int
     gpus: tuple[str, ...] = ()
     nvidia_driver: str | None = None
@@ -51,6 +54,8 @@ class Topology(Frozen):
     gpus_per_node: int = 0
     gpu_fault: str | None = None
     gpu_limit: str | None = None
+    # Why there are no more CPUs, where that is not what the host has.
+    cpu_limit: str | None = None
 
     @classmethod
     def of(cls, nodes: Sequence[NodeOffer], device: str, least: int) -> "Topology":
@@ -77,7 +82,8 @@ class Topology(Frozen):
 
     def why_no_more(self, device: str) -> str:
         """Return in brackets why a node has no more devices, if there is more to it than how many it has."""
-        return f" ({self.gpu_limit})" if device == "gpu" and self.gpu_limit else ""
+        why = self.gpu_limit if device == "gpu" else self.cpu_limit
+        return f" ({why})" if why else ""
 
 
 def this_host() -> Host:
@@ -88,7 +94,7 @@ def this_host() -> Host:
         system=f"{platform.system()} {platform.release()}",
         cpu_model=_cpu_model(),
         cpu_count=psutil.cpu_count() or len(usable_cpus()),
-        memory_bytes=psutil.virtual_memory().total,
+        memory_bytes=min(psutil.virtual_memory().total, memory_limit_bytes() or sys.maxsize),
         gpus=gpus,
         nvidia_driver=driver,
     )
@@ -99,6 +105,14 @@ def usable_cpus() -> list[int]:
     if hasattr(os, "sched_getaffinity"):
         return sorted(os.sched_getaffinity(0))
     return list(range(os.cpu_count() or 1))
+
+
+def allowed_cpus(count: int) -> tuple[int, str | None]:
+    """Return how many of `count` CPUs this process' quota keeps busy, one at least, and in words why no more."""
+    quota = cpu_quota()
+    if quota is None or quota >= count:
+        return count, None
+    return max(1, int(quota)), f"a quota gives {quota:.3g} of {count} CPUs"
 
 
 def nvidia_gpus() -> tuple[tuple[str, ...], str | None]:
@@ -114,11 +128,14 @@ def local_topology(environ: Mapping[str, str] = os.environ) -> Topology:
     from scalestudy.cluster.nvml import inventory
 
     cpus = usable_cpus()
+    cores = len(cores_of(processors(cpus)))
+    allowed, limit = allowed_cpus(len(cpus))
     offered = offer(environ.get("CUDA_VISIBLE_DEVICES"), inventory())
     return Topology(
         nodes=1,
-        cpus_per_node=len(cpus),
-        cores_per_node=len(cores_of(processors(cpus))),
+        cpus_per_node=allowed,
+        cores_per_node=min(cores, allowed),
+        cpu_limit=limit,
         gpus_per_node=offered.gpus,
         gpu_fault=offered.fault,
         gpu_limit=offered.limit,

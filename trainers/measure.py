@@ -46,8 +46,13 @@ class Causes:
     local_step_times_s: list[float] = field(default_factory=list)
 
 
-def measure(trainer: Trainer, plan: Measurement, progress: Callable[[Measured], None]) -> Measured:
-    """Warm up and take the timed windows, after one first step; every rank decides alike, by its slowest."""
+def measure(
+    trainer: Trainer, plan: Measurement, progress: Callable[[Measured], None], begin: Callable[[], None] = lambda: None
+) -> Measured:
+    """Warm up and take the timed windows, after one first step; every rank decides alike, by its slowest.
+
+    `begin` is called between the two.
+    """
     seen = Measured()
     steps_taken = 1
     seen.losses.append(_loss_point(trainer, steps_taken))
@@ -75,6 +80,9 @@ def measure(trainer: Trainer, plan: Measurement, progress: Callable[[Measured], 
     seen.warm_up_memory = trainer.memory()
     # The first steps hold what no later one does, above all the workspaces of every algorithm that cuDNN tries.
     trainer.reset_peaks()
+    begin()
+    # What that takes is not the same on every rank.
+    trainer.max_over_ranks(0.0)
     steps = steps_for(plan.window_s, min(steps_s[-_WARM_UP_SPAN:])) if steps_s else 1
     spent_s = 0.0
     while len(seen.windows) < plan.windows and spent_s < plan.measure_max_s:

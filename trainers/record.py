@@ -136,6 +136,9 @@ class RankReport(Frozen):
     software: Software | None = None
     # Null in records from before it was told.
     placement: Placement | None = None
+    # From the pinning to the end of the warm-up, and in the timed windows; null in records from before it was told.
+    cpu_before: CpuUse | None = None
+    cpu_measured: CpuUse | None = None
     # By phase, why what comes after the timed windows and the checks was not done. The trial stands without it.
     missing: dict[str, RankError] = {}
     error: RankError | None = None

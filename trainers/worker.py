@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scalestudy.cluster.clock import now_s
+from scalestudy.cluster.cpu_use import CpuMeter
 from scalestudy.cluster.cuda_memory import least_free_share
 from scalestudy.cluster.host import process_age_s, this_host
 from scalestudy.cluster.network import reach_directly
@@ -146,6 +147,7 @@ def _run(trial: Trial, rank: Rank, folder: Path, phases: _Phases, found: dict[st
         raise ValueError(why)
     reach_directly(os.environ, rank_addresses(os.environ), rank.rank)
     found["placement"] = take_place(trial, rank, os.environ)
+    meter = CpuMeter(found["placement"].cpus)
     # From the start of the process: the interpreter and our own imports are part of what a job waits for.
     with phases.timed("import", since_s=now_s() - process_age_s()):
         trainer_class = TRAINERS[trial.trainer].load()
@@ -167,7 +169,12 @@ def _run(trial: Trial, rank: Rank, folder: Path, phases: _Phases, found: dict[st
 
     with phases.timed("warm_up"):
         trainer.max_over_ranks(0.0)
-    measured = measure(trainer, trial.measurement, _progress(trial, rank, folder))
+
+    def begin() -> None:
+        found["cpu_before"] = meter.lap()
+
+    measured = measure(trainer, trial.measurement, _progress(trial, rank, folder), begin)
+    found["cpu_measured"] = meter.lap()
     # Again: DDP makes its buckets anew after the first steps.
     found["software"] = capture(trainer, os.environ)
     phases.seconds["warm_up"] += sum(window.end_s - window.start_s for window in measured.warm_up_windows)
