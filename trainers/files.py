@@ -1,6 +1,7 @@
 """Files that are there whole or not at all, and the record among them."""
 
 import os
+import tempfile
 from pathlib import Path
 
 from scalestudy.trainers.record import Record
@@ -10,6 +11,20 @@ RECORD_NAME = "record.json"
 COLLECTIVES = "collectives"
 # What an attempt without a record left is renamed so, with a number behind; its files are no part of the results.
 UNFINISHED = ".unfinished-"
+_scratch: "list[tempfile.TemporaryDirectory[str]]" = []
+
+
+def scratch_folder(prefix: str) -> str:
+    """Make a temporary folder of this process, which goes with `remove_scratch`, whichever way the process ends."""
+    # Others may still write there, or clean up themselves, when this process is done with it.
+    _scratch.append(tempfile.TemporaryDirectory(prefix=prefix, ignore_cleanup_errors=True))
+    return _scratch[-1].name
+
+
+def remove_scratch() -> None:
+    """Remove all that `scratch_folder` has made."""
+    while _scratch:
+        _scratch.pop().cleanup()
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -2,7 +2,6 @@
 
 import io
 import os
-import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
@@ -18,6 +17,7 @@ from scalestudy.cluster.host import peak_resident_bytes
 from scalestudy.cluster.rank import Rank
 from scalestudy.trainers import torch_data, torch_models
 from scalestudy.trainers.data import load_arrays
+from scalestudy.trainers.files import scratch_folder
 from scalestudy.trainers.models import initial_parameters, model_spec
 from scalestudy.trainers.record import Memory
 from scalestudy.trainers.trial import ADAM_BETAS, ADAM_EPSILON, Optimizer, Trial
@@ -52,11 +52,7 @@ class TorchTrainer:
         self._memory_format = torch.channels_last if fast else torch.contiguous_format
         if trial.execution == "compiled":
             # A cache that another trial has filled would hide what compiling costs.
-            # Inductor's own processes may still write there, or clean up themselves, when this one is done with it.
-            self._compiler_cache = tempfile.TemporaryDirectory(
-                prefix="scalestudy-inductor-", ignore_cleanup_errors=True
-            )
-            os.environ["TORCHINDUCTOR_CACHE_DIR"] = self._compiler_cache.name
+            os.environ["TORCHINDUCTOR_CACHE_DIR"] = scratch_folder("scalestudy-inductor-")
         self._captures = Captures() if trial.execution == "graph" else None
 
     @staticmethod
@@ -72,8 +68,8 @@ class TorchTrainer:
         return torch.cuda.memory_summary() if torch.cuda.is_initialized() else None
 
     @staticmethod
-    def allocator_ran_out() -> bool | None:
-        return bool(torch.cuda.memory_stats().get("num_ooms")) if torch.cuda.is_initialized() else None
+    def allocator_refusals() -> int | None:
+        return int(torch.cuda.memory_stats().get("num_ooms", 0)) if torch.cuda.is_initialized() else None
 
     def build(self) -> None:
         spec = model_spec(self._trial.model, self._trial.data)
@@ -213,8 +209,6 @@ class TorchTrainer:
         if self._captures is not None:
             self._captures.release()
         self.synchronize()
-        if self._trial.execution == "compiled":
-            self._compiler_cache.cleanup()
 
     def _distribute(self) -> torch.nn.Module:
         """Return the network to call, its gradients exchanged; may put another optimizer in the place of ours."""
