@@ -35,7 +35,7 @@ def test_a_path_is_relative_to_the_study_and_a_name_is_looked_for(tmp_path: Path
 def test_slurms_container_runs_whoever_has_no_program_of_its_own(tmp_path: Path) -> None:
     asked = study(torch_ddp="sh")
     assert all_programs(asked, tmp_path / "s.yaml").keys() == {"torch-ddp"}
-    box = Container(image="x")
+    box = Container(image="x", runtime="pyxis")
     asked = asked.model_copy(update={"slurm": asked.slurm.model_copy(update={"container": box})})
     found = all_programs(asked, tmp_path / "s.yaml")
     assert Path(str(found.pop("torch-ddp"))).name == "sh"
