@@ -46,7 +46,7 @@ def settle_batches(study: Study, path: Path, layout: Layout, try_out: Callable[[
 
 
 class Tries:
-    """Runs a try as a trial in the folder `tries/`, until it is known whether it fits; calling it returns the record."""
+    """Runs a try as a trial in the folder `tries/`, until it is known whether it fits; a call returns the record."""
 
     def __init__(self, folder: StudyFolder, launcher: Launcher, origin: Origin, observer: Observer) -> None:
         self._folder = folder
