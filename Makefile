@@ -13,7 +13,7 @@ ENVS := .venvs/torch/.horovod .venvs/tensorflow/.horovod
 GPU_BUILDS := build/gpu/both/.horovod build/gpu/tensorflow/.horovod
 PACKAGES := cluster trainers analysis launch
 
-.PHONY: study test fast lowest lint environment horovod envs gpu-build gpu-bundle clean
+.PHONY: study test fast lowest lint environment horovod envs gpu-build gpu-bundle clean always
 
 # What two targets need is no by-product to be deleted.
 .SECONDARY:
@@ -75,7 +75,7 @@ gpu-bundle: environment
 
 # Horovod in every environment, built for what is in it. Exit code 3: a GPU build lacks something, and horovod.sh has
 # said what. All but Horovod goes on without it.
-%/.horovod: %/.ready trainers/horovod.sh
+%/.horovod: %/.ready %.operations trainers/horovod.sh
 	@rm -f $@
 	trainers/horovod.sh $*/bin/python && touch $@ || test $$? = 3
 
@@ -89,16 +89,23 @@ build/gpu/both/.ready: ALSO := tensorflow
 # ===: not a build whose version goes on, such as +cpu.
 build/gpu/both/.ready: TORCH := $(shell sed -n 's/^torch==/torch===/p' constraints.txt)
 
-%/.ready: pyproject.toml constraints.txt
+# What an environment was made for, and Horovod in it: another wish makes it anew, from nothing.
+%.wish: always
+	@mkdir -p $(@D); echo '$(strip $(EXTRAS) $(ALSO) $(TORCH))' | cmp -s - $@ || echo '$(strip $(EXTRAS) $(ALSO) $(TORCH))' > $@
+%.operations: always
+	@mkdir -p $(@D); echo '$(HOROVOD_GPU_OPERATIONS)' | cmp -s - $@ || echo '$(HOROVOD_GPU_OPERATIONS)' > $@
+always:
+
+%/.ready: %.wish pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "scalestudy needs Python 3.11 or newer")'
 	@# Debian ships venv on its own.
 	$(PYTHON) -c 'import ensurepip, venv' || test "$$(id -u)" != 0 || \
 	    { apt-get update -q && apt-get install -q -y python3-venv; }
-	$(PYTHON) -m venv $* || { echo 'install venv first: apt-get install python3-venv' >&2; exit 1; }
+	$(PYTHON) -m venv $(if $(filter %.wish,$?),--clear) $* || { echo 'install venv first: apt-get install python3-venv' >&2; exit 1; }
 	@# torch first, so that nothing else can choose another build of it.
 	case ',$(EXTRAS),' in *,torch,*) $*/bin/pip install -q -c constraints.txt '$(TORCH)';; esac
 	$*/bin/pip install -q -c constraints.txt -e '.[$(EXTRAS)]' $(ALSO)
 	touch $@
 
 clean:
-	rm -rf $(VENV) .venvs build
+	rm -rf $(VENV) $(VENV).wish $(VENV).operations .venvs build

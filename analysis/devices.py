@@ -277,6 +277,7 @@ def _rows(trial: str, rank: int | None, node: Node, report: RankReport, track: T
     busy = np.minimum(_gained(track, track.busy_s, starts_s, ends_s) / np.maximum(seconds, 1e-9), 1)
     energy_j = _gained(track, track.energy_j, starts_s, ends_s)
     throttled_s, capped_s = (_gained(track, sums, starts_s, ends_s) for sums in (throttled_s, capped_s))
+    sm_active = _span_means(track.time_s, track.sm_active, starts_s, ends_s)
     for place, (phase, window, _, _) in enumerate(spans):
         inside = slice(first[place], behind[place])
         yield (
@@ -289,7 +290,7 @@ def _rows(trial: str, rank: int | None, node: Node, report: RankReport, track: T
             seconds[place],
             busy[place],
             _quantile(track.busy[inside], 0.95) if window is None else np.nan,
-            _mean(track.sm_active[inside]),
+            sm_active[place],
             _largest(track.memory_bytes[inside]),
             energy_j[place] / max(seconds[place], 1e-9),
             energy_j[place],
@@ -430,6 +431,20 @@ def _gained(track: Track, sums: Values, starts_s: Values, ends_s: Values) -> Val
 def _quantile(values: Values, share: float) -> float:
     known = values[np.isfinite(values)]
     return float(np.quantile(known, share)) if known.size else np.nan
+
+
+def _span_means(time_s: Values, values: Values, starts_s: Values, ends_s: Values) -> Values:
+    """Return the mean in each span of values that stand for the time since the one before; NaN where none is known."""
+    known = np.flatnonzero(np.isfinite(values))
+    if len(known) < 2:
+        return np.full(len(starts_s), np.nan)
+    at_s = time_s[known]
+    sums = np.concatenate([[0.0], np.cumsum(values[known][1:] * np.diff(at_s))])
+    starts_s, ends_s = np.clip(starts_s, at_s[0], at_s[-1]), np.clip(ends_s, at_s[0], at_s[-1])
+    covered_s = ends_s - starts_s
+    gained = np.interp(ends_s, at_s, sums) - np.interp(starts_s, at_s, sums)
+    means: Values = np.where(covered_s > 0, gained / np.maximum(covered_s, 1e-9), np.nan)
+    return means
 
 
 def _mean(values: Values) -> float:

@@ -103,7 +103,7 @@ def train(case: Case, ends_s: float) -> None:
 
     batch = case.trial().per_device_batch
     found: dict[str, Any] = {"batch": batch, "missing": {}, "built": {}}
-    loops = list(LOOPS)
+    loops, late = list(LOOPS), list[str]()
     if case.model == "cnn":
         loops.remove("timm")
         found["missing"]["timm"] = "the cnn is our own"
@@ -120,6 +120,7 @@ def train(case: Case, ends_s: float) -> None:
                     raise
                 contestants.pop(name).end()
                 found["missing"][name] = str(error)
+                late += [name] if isinstance(error, NoTimeError) else []
         if "ours" in found["missing"]:
             _tell(found)
             sys.exit(f"ours: {found['missing']['ours']}")
@@ -161,6 +162,8 @@ def train(case: Case, ends_s: float) -> None:
         power_w = found["device"].get("power_w")
         found["joules_per_image"] = power_w and power_w * took.host_s / (steps * batch)
         _tell(found)
+        if late:
+            raise NoTimeError(f"{', '.join(late)}: not built in time")
     finally:
         for contestant in contestants.values():
             contestant.end()
@@ -240,6 +243,8 @@ def worker(case: Case, ends_s: float) -> None:
         _tell(found)
         if record.outcome == "timeout":
             raise NoTimeError(record.reason)
+        if record.outcome == "ok" and record.missing:
+            raise NoTimeError(f"the parts of a step: {'; '.join(record.missing.values())}")
         if record.outcome != "ok":
             for log in sorted(Path(name).rglob("rank-*.log")):
                 sys.stderr.write(log.read_text(errors="replace")[-3000:])

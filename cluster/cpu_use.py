@@ -52,7 +52,10 @@ class CpuMeter:
         threads = last.delays_s.keys() & now.delays_s.keys()
         quota = throttled = None
         if last.throttling and now.throttling:
-            quota, throttled = cpu_quota(), Throttling(*(b - a for a, b in zip(last.throttling, now.throttling, strict=True)))
+            quota, throttled = (
+                cpu_quota(),
+                Throttling(*(b - a for a, b in zip(last.throttling, now.throttling, strict=True))),
+            )
         return CpuUse(
             elapsed_s=now.at_s - last.at_s,
             own_s=max(0.0, now.own_s - last.own_s),
@@ -62,7 +65,9 @@ class CpuMeter:
             periods=throttled and throttled.periods,
             throttled_periods=throttled and throttled.throttled_periods,
             throttled_s=throttled and throttled.throttled_s,
-            stalled_s={name: now.stalled_s[name] - past_s for name, past_s in last.stalled_s.items() if name in now.stalled_s},
+            stalled_s={
+                name: now.stalled_s[name] - past_s for name, past_s in last.stalled_s.items() if name in now.stalled_s
+            },
         )
 
     def _read(self) -> "_Counts":
@@ -72,7 +77,11 @@ class CpuMeter:
             busy_s=_told(lambda: busy_s(self._cpus)),
             delays_s=_told(run_delays_s) or {},
             throttling=_told(throttling),
-            stalled_s={name: stalled for name in _PRESSURES if (stalled := _told(lambda name=name: stalled_s(name))) is not None},  # type: ignore[misc]
+            stalled_s={
+                name: stalled
+                for name in _PRESSURES
+                if (stalled := _told(lambda name=name: stalled_s(name))) is not None
+            },  # type: ignore[misc]
         )
 
 

@@ -250,11 +250,24 @@ class _Device:
         return None
 
     def _power_reading(self) -> Literal["instant", "usual"] | None:
-        with suppress(NvmlError):
-            [found] = call("nvmlDeviceGetFieldValues", self.handle, [(number("NVML_FI_DEV_POWER_INSTANT"), 0)])
-            # No device draws 0 W: that is one that only seems to answer.
-            if not found.nvmlReturn and _value(found):
-                return "instant"
+        # What fails once may answer the second time, and is asked for the whole trial otherwise.
+        for _ in range(2):
+            try:
+                [found] = call("nvmlDeviceGetFieldValues", self.handle, [(number("NVML_FI_DEV_POWER_INSTANT"), 0)])
+                if found.nvmlReturn:
+                    raise of_code(found.nvmlReturn)
+                # No device draws 0 W: that is one that only seems to answer.
+                if _value(found):
+                    self._missing.pop(f"{self.name} power of the moment", None)
+                    return "instant"
+            except NvmlError as error:
+                if error.gone:
+                    raise
+                self._missing[f"{self.name} power of the moment"] = str(error)
+                if error.final:
+                    break
+            else:
+                break
         self.ask("power_w", "nvmlDeviceGetPowerUsage")
         return None if "power_w" in self._refused else "usual"
 
@@ -283,10 +296,12 @@ class _Device:
             return {}
         row: dict[str, float] = {}
         for column, value in zip(wanted, values, strict=True):
-            if value.nvmlReturn:
-                self._note(column, of_code(value.nvmlReturn))
-            else:
+            try:
+                if value.nvmlReturn:
+                    raise of_code(value.nvmlReturn)
                 row[column] = _value(value) * _FIELDS[column][2]
+            except NvmlError as error:
+                self._note(column, error)
         return row
 
     def _gpm_shares(self) -> dict[str, float]:
@@ -436,7 +451,10 @@ def _nvlink_end(handle: Any, link: int) -> str:
 
 def _value(field: Any) -> float:
     # What lies behind a shorter type in the union is not part of it.
-    value: float = getattr(field.value, _VALUE_TYPES[field.valueType])
+    try:
+        value: float = getattr(field.value, _VALUE_TYPES[field.valueType])
+    except IndexError:
+        raise NvmlError(None, f"a value of the unknown type {field.valueType}") from None
     return value
 
 

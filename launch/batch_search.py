@@ -6,11 +6,12 @@ from pathlib import Path
 
 from scalestudy.launch.errors import InputError
 from scalestudy.launch.folder import StudyFolder
-from scalestudy.launch.launcher import Launcher
+from scalestudy.launch.launcher import Launcher, unfit
+from scalestudy.launch.outcome import KILLED
 from scalestudy.launch.runner import Observer, Origin, run_trial
 from scalestudy.launch.study import AUTO, Layout, ModelEntry, Study, study_trials
 from scalestudy.trainers.data import training_images
-from scalestudy.trainers.record import Record
+from scalestudy.trainers.record import CUT_SHORT, Record
 from scalestudy.trainers.trial import Measurement, Trial
 
 _MOST = 2**16
@@ -45,7 +46,7 @@ def settle_batches(study: Study, path: Path, layout: Layout, try_out: Callable[[
 
 
 class Tries:
-    """Runs each try once, as a trial in `tries/` of the study's folder; calling it returns its record."""
+    """Runs a try as a trial in the folder `tries/`, until it is known whether it fits; a call returns the record."""
 
     def __init__(self, folder: StudyFolder, launcher: Launcher, origin: Origin, observer: Observer) -> None:
         self._folder = folder
@@ -55,7 +56,8 @@ class Tries:
 
     def __call__(self, trial: Trial) -> Record:
         record = self._folder.record(trial)
-        if record is None or record.retry:
+        # What failed for another reason than its memory may not fail again.
+        if record is None or record.outcome not in ("ok", "oom"):
             record = run_trial(trial, self._folder, self._launcher, self._origin, self._observer)
             self._observer.finished(record)
         return record
@@ -71,14 +73,23 @@ def _largest(study: Study, model: ModelEntry, path: Path, layout: Layout, try_ou
     reasons: dict[int, str] = {}
 
     def trials(batch: int) -> list[Trial]:
+        """Return a trial of every trainer and way, each at the largest world size that it can have."""
         own = model.model_copy(update={"batch": (batch,)})
-        changes = {"models": (own,), "world_sizes": (largest,), "repeats": 1, "measurement": quick}
-        return study_trials(study.model_copy(update=changes), path, layout)
+        found: dict[str, Trial] = {}
+        for size in sorted(set(study.world_sizes), reverse=True):
+            changes = {"models": (own,), "world_sizes": (size,), "repeats": 1, "measurement": quick}
+            there = study_trials(study.model_copy(update=changes), path, layout)
+            for trial in there:
+                if not unfit(trial):
+                    found.setdefault(trial.model_copy(update={"world_size": 1, "per_device_batch": 1}).id, trial)
+            if len(found) == len(there):
+                break
+        return list(found.values())
 
     def too_large(exponent: int) -> bool:
         for trial in trials(2**exponent):
             record = try_out(trial)
-            if reason := record.out_of_memory:
+            if reason := _does_not_fit(record):
                 parts_alone = record.missing.keys() == {"causes"}
                 reasons[exponent] = f"{reason}{_WITHOUT_CAUSES}" if parts_alone else reason
                 return True
@@ -95,3 +106,18 @@ def _largest(study: Study, model: ModelEntry, path: Path, layout: Layout, try_ou
     if first_too_large == 0:
         raise InputError(f"{place}: not even one image a device fits: {reasons.get(0, f'{images} training images')}")
     return int(2 ** (first_too_large - 1))
+
+
+def _does_not_fit(record: Record) -> str | None:
+    """Return why a try was too large, None where it was not, or failed for another reason.
+
+    The kernel kills who has taken the last of the host's memory: such a rank says nothing.
+    """
+    if record.out_of_memory:
+        return record.out_of_memory
+    if record.outcome == "failed" and KILLED in (record.reason or ""):
+        return record.reason
+    cut_short = [report.missing for report in record.reports if report.missing]
+    if cut_short and all(error == CUT_SHORT for missing in cut_short for error in missing.values()):
+        return next(iter(record.missing.values()))
+    return None

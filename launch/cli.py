@@ -332,14 +332,14 @@ def doctor(
     from rich.table import Table
 
     from scalestudy.launch.doctor import findings
-    from scalestudy.launch.launchers import own_programs
+    from scalestudy.launch.launchers import all_programs
     from scalestudy.launch.study import load_study
 
-    programs = own_programs(load_study(study_file), study_file) if study_file else {}
+    programs = all_programs(load_study(study_file), study_file) if study_file else {}
     table = Table("", "what", "found", "to get it", box=None, pad_edge=False)
     for finding in findings(programs):
         table.add_row(
-            "[green]yes[/]" if finding.ready else "[yellow]no[/]",
+            {True: "[green]yes[/]", False: "[yellow]no[/]", None: "?"}[finding.ready],
             f"{finding.group} {finding.subject}",
             escape(finding.detail),
             escape(finding.advice),

@@ -30,7 +30,8 @@ _INSTALL = {
 # How to get a build for GPUs where there is one without.
 _WITH_CUDA = {
     "torch": "PYTHON -m pip install --force-reinstall torch, from an index whose torch has CUDA, as PyPI's has",
-    "tensorflow": "PYTHON -m pip install 'tensorflow[and-cuda]' in an environment without torch",
+    "tensorflow": "PYTHON -m pip uninstall tensorflow-cpu, then PYTHON -m pip install 'tensorflow[and-cuda]', in an "
+    "environment without torch",
 }
 _MAKE_WITHOUT_A_GPU = "HOROVOD_GPU_OPERATIONS=NCCL make envs TENSORFLOW=tensorflow"
 # What a framework writes when it cannot use the GPUs.
@@ -44,11 +45,11 @@ _PROBE_S = 300.0
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """One line of the doctor's table; `advice` says how to get what is missing."""
+    """One line of the doctor's table; `ready` is null for what it cannot look into, `advice` says how to get it."""
 
     group: Literal["machine", "trainer", "launcher"]
     subject: str
-    ready: bool
+    ready: bool | None
     detail: str
     advice: str = ""
 
@@ -142,7 +143,7 @@ def _slurm() -> tuple[Finding, int]:
 def _trainer(name: str, program: Program, gpus: int, slurm_gpus: int) -> Finding:
     if not isinstance(program, str):
         detail = f"{program.runtime} container {program.image}, which is not looked into from outside"
-        return Finding(group="trainer", subject=name, ready=True, detail=detail)
+        return Finding(group="trainer", subject=name, ready=None, detail=detail)
     try:
         told = subprocess.run(
             [program, "-m", "scalestudy.trainers.probe", name],
@@ -150,6 +151,8 @@ def _trainer(name: str, program: Program, gpus: int, slurm_gpus: int) -> Finding
             encoding="utf-8",
             errors="backslashreplace",
             timeout=_PROBE_S,
+            # Warnings of TensorFlow's say why it sees no GPU.
+            env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "1"},
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         return Finding(group="trainer", subject=name, ready=False, detail=f"{program}: {error}")
@@ -167,7 +170,7 @@ def _trainer(name: str, program: Program, gpus: int, slurm_gpus: int) -> Finding
         )
     found = Probe.model_validate_json(told.stdout.strip().splitlines()[-1])
     versions = ", ".join(f"{distribution} {version}" for distribution, version in found.versions.items())
-    why, advice = unusable(found, gpus, told.stderr, slurm_gpus)
+    why, advice = unusable(found, gpus, told.stderr, slurm_gpus, os.environ.get("CUDA_VISIBLE_DEVICES"))
     return Finding(
         group="trainer",
         subject=name,
@@ -177,20 +180,27 @@ def _trainer(name: str, program: Program, gpus: int, slurm_gpus: int) -> Finding
     )
 
 
-def unusable(found: Probe, gpus: int, said: str, slurm_gpus: int = 0) -> tuple[str, str]:
+def unusable(found: Probe, gpus: int, said: str, slurm_gpus: int = 0, listed: str | None = None) -> tuple[str, str]:
     """Return why a trainer cannot use all GPUs of this host, or those of Slurm's nodes, and how to mend it.
 
-    Both are empty where it can. `said` is what its framework wrote meanwhile. A login node has no GPU of its own, and
-    its environments are those of the nodes.
+    Both are empty where it can. `said` is what its framework wrote meanwhile, and `listed` the CUDA_VISIBLE_DEVICES
+    under which `gpus` were counted. A login node has no GPU of its own, and its environments are those of the nodes.
     """
-    framework, *_ = found.versions
+    framework = next(iter(found.versions))
+    usual = framework.removesuffix("-cpu")
+    complaint = _COMPLAINT.search(said)
     where = "" if gpus else ", and Slurm's nodes have GPUs"
     if not found.cuda:
         if found.gpus >= gpus and not slurm_gpus:
             return "", ""
         make = "make envs" if gpus else _MAKE_WITHOUT_A_GPU
-        return f"{framework} is built without CUDA{where}", f"{make}, or: {_WITH_CUDA[framework.removesuffix('-cpu')]}"
+        return f"{framework} is built without CUDA{where}", f"{make}, or: {_WITH_CUDA[usual]}"
     if found.gpus >= gpus:
+        if slurm_gpus and usual == "tensorflow" and not found.cudnn:
+            return (
+                "no cuDNN is installed for it, and Slurm's nodes have GPUs",
+                f"{_MAKE_WITHOUT_A_GPU}, or: {_WITH_CUDA[usual]}",
+            )
         if found.nccl is False and (gpus or slurm_gpus):
             on = "on this host" if gpus else "where nvcc is"
             return (
@@ -208,11 +218,10 @@ def unusable(found: Probe, gpus: int, said: str, slurm_gpus: int = 0) -> tuple[s
             f"{framework} is built for CUDA {found.cuda}, and the driver runs CUDA {found.driver_cuda} at most",
             f"update the driver, or install a build of {framework} for CUDA {_major(found.driver_cuda)}",
         )
-    if found.allowed is not None:
-        return f"CUDA_VISIBLE_DEVICES is {found.allowed!r}", "unset CUDA_VISIBLE_DEVICES"
-    complaint = _COMPLAINT.search(said)
     if complaint and "dl" in complaint[0]:
-        return complaint[0], f"make envs, or: {_WITH_CUDA[framework]}"
+        return complaint[0], f"make envs, or: {_WITH_CUDA[usual]}"
+    if found.allowed != listed:
+        return f"CUDA_VISIBLE_DEVICES is {found.allowed!r}", "unset CUDA_VISIBLE_DEVICES"
     return complaint[0] if complaint else f"{framework} does not say why", "nvidia-smi must list them all"
 
 

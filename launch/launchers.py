@@ -10,6 +10,7 @@ from scalestudy.launch.launcher import Launcher, Program
 from scalestudy.launch.local import LocalLauncher
 from scalestudy.launch.slurm import SlurmLauncher
 from scalestudy.launch.study import Container, Study, known
+from scalestudy.trainers.trainer import TRAINERS
 
 LAUNCHERS: Mapping[str, Callable[[Study, Mapping[str, Program]], Launcher]] = {
     "local": lambda _, programs: LocalLauncher(programs),
@@ -41,6 +42,12 @@ def make_launcher(name: str, study: Study, path: Path) -> Launcher:
                 f"with launcher {name!r} use 'apptainer'"
             )
     return LAUNCHERS[name](study, programs)
+
+
+def all_programs(study: Study, path: Path) -> dict[str, Program]:
+    """Return what runs each trainer that has not scalestudy's own interpreter, Slurm's usual container counted in."""
+    usual = study.slurm.container
+    return {**(dict.fromkeys(TRAINERS, usual) if usual else {}), **own_programs(study, path)}
 
 
 def own_programs(study: Study, path: Path) -> dict[str, Program]:

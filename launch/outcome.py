@@ -1,6 +1,7 @@
 """How a trial ended, judged from what its ranks left."""
 
 import math
+import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -10,6 +11,8 @@ from scalestudy.launch.launcher import Exit
 from scalestudy.trainers.record import Outcome, RankError, RankReport, flaw
 from scalestudy.trainers.trial import Trial
 
+# The kernel's killer of processes uses SIGKILL, and so may others.
+KILLED = "was killed by signal 9 (out of memory on the host?)"
 _QUOTED_LINES = 5
 
 
@@ -58,8 +61,8 @@ def _failure(rank: int, ended: Exit, errors: Mapping[int, RankError], folder: Pa
         return f"rank {rank}: {errors[rank].message}"
     code = ended.codes[rank]
     how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
-    hint = " (out of memory on the host?)" if code == -9 else ""
-    return f"rank {rank} {how}{hint}; {_last(folder, rank)}"
+    how = KILLED if code == -signal.SIGKILL else how
+    return f"rank {rank} {how}; {_last(folder, rank)}"
 
 
 def _last(folder: Path, rank: int) -> str:

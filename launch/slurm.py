@@ -223,7 +223,8 @@ def gpus_of_job(job_id: str, device: str) -> int:
     if not given and there and device != "cpu":
         raise InputError(
             f"device: {device!r}: job {job_id} was not given GPUs on every node; "
-            f"ask for them with sbatch --gpus-per-node={min(there)}, or use 'cpu'"
+            f"ask for them with sbatch --gpus-per-node={min(there)} --ntasks-per-node={min(there)}, a task for each "
+            "rank's CPUs, or use 'cpu'"
         )
     return given
 

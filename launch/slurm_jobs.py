@@ -59,7 +59,8 @@ def plan(study: Study, path: Path, folder: StudyFolder, environ: Mapping[str, st
     partition = study.slurm.partition or environ.get("SBATCH_PARTITION")
     if partition is not None:
         try:
-            slurm_ask.ask(["scontrol", "show", "partition", partition])
+            for name in partition.split(","):
+                slurm_ask.ask(["scontrol", "show", "partition", name])
         except SlurmError as error:
             raise InputError(f"{path}: slurm.partition: {partition!r}: Slurm says: {error}") from None
     # Those that are down too: they may be back in time.

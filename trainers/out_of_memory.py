@@ -15,16 +15,21 @@ _DEVICE = re.compile(
     r"|oom when allocating"
     r"|(?<!host_)alloc(?:ation)?_failed"
     r"|cudaerrormemoryallocation"
-    r"|failed to (?:cuda )?(?:calloc|malloc|allocate)\b(?! shared| host)"
+    r"|failed to (?:cuda (?:calloc|malloc)|allocate (?:device )?(?:memory|request|buffer|[\d.]+))\b"
 )
 _HOST = re.compile(
     r"std::bad_alloc|\bmemoryerror"
     r"|(?:can't|cannot) allocate memory"
     r"|defaultcpuallocator: not enough memory"
     r"|host_allocation_failed"
-    r"|by allocator (?:mkl)?cpu\b"
+    r"|by allocator (?:(?:mkl)?cpu\b|\w*host)"
     r"|unable to allocate [\d.]+ [kmgtp]?i?b(?:ytes)? for an array"
-    r"|failed to (?:cuda host alloc|allocate host)|could not allocate pinned host memory"
+    r"|failed to (?:cuda host alloc|allocate host|c?malloc|calloc)\b|could not allocate pinned host memory"
+)
+# A kernel that asks for more than a processor of the GPU has, or a call that failed for a reason it names.
+_NOT_THIS = re.compile(
+    r"out of resource: .*(?:hardware limit|required)|shared memory size limit"
+    r"|cuda failure (?!2\b)\d+"
 )
 # Something else is short: disks, descriptors, sizes of messages, /dev/shm, what InfiniBand may lock of the memory.
 _NOT_MEMORY = re.compile(
@@ -36,7 +41,7 @@ _DOUBTFUL = re.compile(
     r"|no algorithm worked|failed to get convolution algorithm|no (?:valid )?execution plans"
     r"|dnn library (?:is not found|initialization failed)|without (?:blas|dnn) support"
     r"|dst tensor is not initialized|unhandled cuda error|unhandledcudaerror"
-    r"|status_internal_error|status_not_initialized"
+    r"|status_internal_error|status_not_initialized|status_execution_failed"
     r"|previous error during capture|capture_invalidated"
 )
 # With less of the device free than this, doubtful words mean memory.
@@ -70,6 +75,11 @@ def _and_what_led_to_it(error: BaseException) -> Iterator[BaseException]:
 def _whose_memory(error: BaseException, free_device_share: float | None) -> Owner | None:
     said = str(error).lower()
     # By name: this module imports no framework.
+    if isinstance(error, OSError):
+        # It names a file, which may be called anything.
+        return "host" if error.errno == errno.ENOMEM else None
+    if _NOT_THIS.search(said):
+        return None
     classes = {cls.__name__ for cls in type(error).__mro__}
     if _HOST.search(said) and not _NOT_MEMORY.search(said):
         return "host"
@@ -77,7 +87,7 @@ def _whose_memory(error: BaseException, free_device_share: float | None) -> Owne
         return "device"
     if _NOT_MEMORY.search(said):
         return None
-    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+    if isinstance(error, MemoryError):
         return "host"
     if "ResourceExhaustedError" in classes:
         return "device"

@@ -1,6 +1,7 @@
 """What a trainer finds in this interpreter: `python -m scalestudy.trainers.probe TRAINER` prints it as JSON."""
 
 import ctypes
+import ctypes.util
 import importlib.metadata
 import os
 import platform
@@ -14,7 +15,8 @@ class Probe(Frozen):
     """Versions by distribution, how many GPUs the framework sees, and what that depends on.
 
     `cuda` is the version that the framework is built with, `driver_cuda` the newest that the driver here can run,
-    `allowed` is CUDA_VISIBLE_DEVICES, and `nccl` is whether Horovod is built with it.
+    `cudnn` is whether its environment or this host has that library of CUDA's, `allowed` is CUDA_VISIBLE_DEVICES, and
+    `nccl` is whether Horovod is built with it.
     """
 
     python: str
@@ -22,6 +24,7 @@ class Probe(Frozen):
     gpus: int
     cuda: str | None = None
     driver_cuda: str | None = None
+    cudnn: bool = True
     allowed: str | None = None
     nccl: bool | None = None
 
@@ -38,6 +41,7 @@ def probe(name: str) -> Probe:
         gpus=trainer.visible_gpus(),
         cuda=trainer.cuda_build(),
         driver_cuda=_driver_cuda(),
+        cudnn=_cudnn(),
         allowed=os.environ.get("CUDA_VISIBLE_DEVICES"),
         nccl=horovod and bool(horovod.nccl_built()),
     )
@@ -51,6 +55,12 @@ def _driver_cuda() -> str | None:
     except OSError:
         return None
     return None if failed else f"{version.value // 1000}.{version.value % 1000 // 10}"
+
+
+def _cudnn() -> bool:
+    """Look for cuDNN among what pip has installed, and where the loader looks."""
+    packages = (str(package.metadata["Name"]) for package in importlib.metadata.distributions())
+    return any(name.startswith("nvidia-cudnn") for name in packages) or ctypes.util.find_library("cudnn") is not None
 
 
 def _installed(distribution: str) -> tuple[str, str]:

@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
+from scalestudy.cluster.cpu_use import CpuUse
 from scalestudy.cluster.frozen import Frozen, Given
 from scalestudy.cluster.host import Host
 from scalestudy.cluster.rank import Rank

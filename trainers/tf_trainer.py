@@ -68,7 +68,7 @@ class TfTrainer:
         return "\n".join(f"{name}: {info}" for name, info in held.items()) or None
 
     @staticmethod
-    def allocator_ran_out() -> bool | None:
+    def allocator_refusals() -> int | None:
         return None
 
     def step(self) -> None:

@@ -2,7 +2,6 @@
 
 import io
 import os
-import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
@@ -20,6 +19,7 @@ from scalestudy.trainers import torch_data, torch_models
 from scalestudy.trainers.data import load_arrays
 from scalestudy.trainers.models import initial_parameters, model_spec
 from scalestudy.trainers.record import Memory
+from scalestudy.trainers.scratch import scratch_folder
 from scalestudy.trainers.software import tf32_in_force
 from scalestudy.trainers.trial import ADAM_BETAS, ADAM_EPSILON, Optimizer, Trial
 
@@ -53,11 +53,7 @@ class TorchTrainer:
         self._memory_format = torch.channels_last if fast else torch.contiguous_format
         if trial.execution == "compiled":
             # A cache that another trial has filled would hide what compiling costs.
-            # Inductor's own processes may still write there, or clean up themselves, when this one is done with it.
-            self._compiler_cache = tempfile.TemporaryDirectory(
-                prefix="scalestudy-inductor-", ignore_cleanup_errors=True
-            )
-            os.environ["TORCHINDUCTOR_CACHE_DIR"] = self._compiler_cache.name
+            os.environ["TORCHINDUCTOR_CACHE_DIR"] = scratch_folder("scalestudy-inductor-")
         self._captures = Captures() if trial.execution == "graph" else None
 
     @staticmethod
@@ -73,8 +69,8 @@ class TorchTrainer:
         return torch.cuda.memory_summary() if torch.cuda.is_initialized() else None
 
     @staticmethod
-    def allocator_ran_out() -> bool | None:
-        return bool(torch.cuda.memory_stats().get("num_ooms")) if torch.cuda.is_initialized() else None
+    def allocator_refusals() -> int | None:
+        return int(torch.cuda.memory_stats().get("num_ooms", 0)) if torch.cuda.is_initialized() else None
 
     def build(self) -> None:
         spec = model_spec(self._trial.model, self._trial.data)
@@ -214,8 +210,6 @@ class TorchTrainer:
         if self._captures is not None:
             self._captures.release()
         self.synchronize()
-        if self._trial.execution == "compiled":
-            self._compiler_cache.cleanup()
 
     def _distribute(self) -> torch.nn.Module:
         """Return the network to call, its gradients exchanged; may put another optimizer in the place of ours."""

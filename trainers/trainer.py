@@ -51,8 +51,8 @@ class Trainer(Protocol):
         """Return what the device's allocator holds, None where it was not used."""
 
     @staticmethod
-    def allocator_ran_out() -> bool | None:
-        """Return whether the device's allocator ever refused a request, None where the framework does not count it."""
+    def allocator_refusals() -> int | None:
+        """Return how many requests the device's allocator has refused, None where the framework does not count them."""
 
     def build(self) -> None:
         """Make model, optimizer and input, the parameters as `models.initial_parameters` has them."""

@@ -7,6 +7,7 @@ import faulthandler
 import hashlib
 import json
 import os
+import re
 import signal
 import sys
 import threading
@@ -34,6 +35,7 @@ from scalestudy.trainers.measure import Measured, measure, measure_causes
 from scalestudy.trainers.out_of_memory import is_doubtful, shared_memory_advice, whose_memory
 from scalestudy.trainers.pinning import take_place
 from scalestudy.trainers.record import CUT_SHORT, RankError, RankReport
+from scalestudy.trainers.scratch import remove_scratch
 from scalestudy.trainers.software import capture, overruled
 from scalestudy.trainers.trainer import TRAINERS, Trainer
 from scalestudy.trainers.trial import Trial
@@ -59,6 +61,7 @@ def main() -> None:
         threading.Thread(target=_die_with_launcher, daemon=True).start()
     trial = Trial.model_validate_json((folder / "trial.json").read_bytes())
     report = run(trial, rank, folder)
+    remove_scratch()
     # A framework's threads can hang or crash while the interpreter is torn down; the report is safe, so leave.
     sys.stdout.flush()
     sys.stderr.flush()
@@ -88,7 +91,7 @@ def run(trial: Trial, rank: Rank, folder: Path) -> RankReport:
         trainer = _run(trial, rank, folder, phases, found)
     except Exception as error:
         traceback.print_exc()
-        found["error"] = _rank_error(error, trial, rank)
+        found["error"] = _rank_error(error, trial, rank, phases)
     if sampling is not None:
         found["telemetry"] = sampling.stop()
     if trainer is None:
@@ -106,7 +109,7 @@ def run(trial: Trial, rank: Rank, folder: Path) -> RankReport:
             report()
     except Exception as error:
         traceback.print_exc()
-        reason = _rank_error(error, trial, rank)
+        reason = _rank_error(error, trial, rank, phases)
         found["missing"] = dict.fromkeys(found["missing"], reason)
         return report()
     _close(trainer, phases)
@@ -123,16 +126,29 @@ def checksum(parameters: Mapping[str, NDArray[np.float32]]) -> str:
 
 
 class _Phases:
-    """When each phase of the rank began, and the seconds it took."""
+    """When each phase of the rank began, and the seconds it took; and whether the device's allocator refused anything.
+
+    `refusals` counts that, once there is a framework.
+    """
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
         self.starts_s: dict[str, float] = {}
+        self.refusals: Callable[[], int | None] = lambda: None
+        self._refused_before: int | None = None
+
+    def refused(self) -> bool:
+        """Return whether the allocator refused a request since the last phase began.
+
+        Before that it may have, without harm: cuDNN's search for the fastest algorithm asks for more than there is.
+        """
+        return (self.refusals() or 0) > (self._refused_before or 0)
 
     @contextmanager
     def timed(self, name: str, since_s: float | None = None) -> Iterator[None]:
         start_s = now_s() if since_s is None else since_s
         self.starts_s[name] = start_s
+        self._refused_before = self.refusals()
         try:
             yield
         finally:
@@ -151,6 +167,7 @@ def _run(trial: Trial, rank: Rank, folder: Path, phases: _Phases, found: dict[st
     # From the start of the process: the interpreter and our own imports are part of what a job waits for.
     with phases.timed("import", since_s=now_s() - process_age_s()):
         trainer_class = TRAINERS[trial.trainer].load()
+    phases.refusals = trainer_class.allocator_refusals
     with phases.timed("rendezvous"):
         trainer = trainer_class(trial, rank)
         _connect(trainer)
@@ -265,14 +282,14 @@ def _progress(trial: Trial, rank: Rank, folder: Path) -> Any:
     return write
 
 
-def _rank_error(error: Exception, trial: Trial, rank: Rank) -> RankError:
+def _rank_error(error: Exception, trial: Trial, rank: Rank, phases: _Phases) -> RankError:
     """Return what went wrong; when memory ran out, with what the device's allocator held.
 
     The framework may be broken by now: whatever is asked of it here may fail, and costs no more than itself.
     """
     owner = whose_memory(error)
     if owner is None and trial.device == "gpu" and is_doubtful(error):
-        owner = whose_memory(error, _free_share(trial, rank))
+        owner = whose_memory(error, _free_share(trial, rank, phases))
     message = f"{type(error).__name__}: {_line(error)}"
     if owner is None:
         # To explain an error is no reason for another one.
@@ -289,10 +306,10 @@ def _rank_error(error: Exception, trial: Trial, rank: Rank) -> RankError:
     return RankError(kind="oom", message=message, allocator=allocator)
 
 
-def _free_share(trial: Trial, rank: Rank) -> float | None:
+def _free_share(trial: Trial, rank: Rank, phases: _Phases) -> float | None:
     """Return which share of the fullest of the rank's devices is free; 0 where the framework was refused memory."""
     with suppress(Exception):
-        if TRAINERS[trial.trainer].load().allocator_ran_out():
+        if phases.refused():
             return 0.0
     count = trial.world_size // rank.world_size
     first = rank.local_rank * count
@@ -308,6 +325,8 @@ def _line(error: Exception) -> str:
 
 def _explained(error: Exception, trial: Trial) -> str | None:
     """Return what is behind an error whose own words do not say it, None where they do."""
+    if re.search("DataLoader worker .* killed by signal: Killed", str(error)):
+        return f"{type(error).__name__}: {_line(error)} (out of memory on the host?)"
     if advice := shared_memory_advice(error):
         return f"{type(error).__name__}: {_line(error)}: {advice}"
     if str(error).startswith("Caught "):

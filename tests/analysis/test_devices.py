@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scalestudy.analysis import metrics
+from scalestudy.analysis import devices, metrics
 from scalestudy.analysis.frames import Frames, frames
 from scalestudy.analysis.report import write_report
 from scalestudy.cluster.clock import now_s
@@ -430,3 +430,17 @@ def test_the_report_of_eight_scripted_gpus_names_what_was_wrong(
     assert measured.energy_j[["gpu1", "gpu2"]].isna().all()
     results = pd.read_csv(folder.path / "results.csv")
     assert results.energy_j.isna().all()
+
+
+@pytest.mark.parametrize("every_s", [0.1, 0.25, 1.0, 2.0])
+def test_a_share_that_stands_for_the_time_before_its_sample_is_booked_there(every_s: float) -> None:
+    """Idle up to 10 s, then at work: the span that begins there holds no idle time, however rare the samples are."""
+    time_s = np.arange(0, 20 + every_s, every_s)
+    share = np.where(time_s > 10 + 1e-9, 1.0, 0.0)
+    # Between two shares others are sampled, and of the first nobody knows when its time began.
+    time_s, share = np.repeat(time_s, 2) + np.tile([0, every_s / 3], len(time_s)), np.repeat(share, 2)
+    share[1::2] = np.nan
+    starts_s, ends_s = np.array([10.0, 4.0, 8.0, 30.0]), np.array([14.0, 8.0, 12.0, 31.0])
+    means = devices._span_means(time_s, share, starts_s, ends_s)
+    assert means[:3] == pytest.approx([1.0, 0.0, 0.5])
+    assert np.isnan(means[3])

@@ -264,6 +264,7 @@ def test_an_old_pynvml_costs_the_columns_that_it_has_no_names_for(nvml_standin: 
     assert older.of("gpu0").sm_active.isna().all()
     assert "has no nvmlGpmQueryDeviceSupport" in older.telemetry.missing["gpu0 sm_active"]
     assert older.telemetry.gpus[0].power == "usual"
+    assert "has no NVML_FI_DEV_POWER_INSTANT" in older.telemetry.missing["gpu0 power of the moment"]
     assert older.of("gpu0").power_w.eq(400).all()
     for found, why in ((broken, "No module named 'gone_with_the_driver'"), (empty, "has no nvmlInit")):
         assert why in found.telemetry.missing["gpu"]

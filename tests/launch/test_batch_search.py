@@ -170,6 +170,69 @@ def test_a_global_batch_is_no_larger_than_an_epoch(read: Any, make_record: MakeR
     assert batches(settle_batches(study, path, GPUS, Memory(make_record))) == [(256,)]
 
 
+def killed(make_record: MakeRecord, trial: Trial, parts: bool) -> Record:
+    """Return the record of a trial whose ranks the kernel killed: in the parts of a step, or before."""
+    if not parts:
+        reason = "rank 0 was killed by signal 9 (out of memory on the host?); rank-0.log is empty"
+        return make_record(trial, outcome="failed", reason=reason)
+    record = make_record(trial)
+    reports = [report.model_copy(update={"missing": {"causes": CUT_SHORT}}) for report in record.reports]
+    return record.model_copy(update={"reports": tuple(reports)})
+
+
+@pytest.mark.parametrize("parts", [False, True])
+def test_ranks_that_the_kernel_killed_had_too_large_a_batch(read: Any, make_record: MakeRecord, parts: bool) -> None:
+    study, path = read(trainers=["torch-ddp"])
+
+    def try_out(trial: Trial) -> Record:
+        return make_record(trial) if trial.per_device_batch <= 1000 else killed(make_record, trial, parts)
+
+    assert batches(settle_batches(study, path, GPUS, try_out)) == [(512,)]
+
+
+def test_who_cannot_use_several_nodes_is_tried_on_one(read: Any, make_record: MakeRecord) -> None:
+    study, path = read(trainers=["torch-ddp", "tf-mirrored"], world_sizes=[1, 4, 16])
+    seen = set()
+
+    def try_out(trial: Trial) -> Record:
+        seen.add((trial.trainer, trial.world_size))
+        return make_record(trial)
+
+    settle_batches(study, path, Layout(device="gpu", devices_per_node=(4,), threads_per_device=1), try_out)
+    assert seen == {("torch-ddp", 16), ("tf-mirrored", 4)}
+
+
+def test_what_failed_is_tried_again(tmp_path: Path, make_trial: Callable[..., Trial], make_record: MakeRecord) -> None:
+    folder = StudyFolder(tmp_path)
+    folder.create("t")
+    tried: list[str] = []
+
+    class Launcher:
+        name = "local"
+
+        def scheduler(self) -> dict[str, str]:
+            return {}
+
+        def run(self, trial: Trial, path: Path, *_: object) -> Exit:
+            tried.append(trial.id)
+            for report in make_record(trial).reports:
+                (path / f"rank-{report.rank.rank}.json").write_text(report.model_dump_json())
+            return Exit((0,) * trial.world_size, False, None)
+
+    class Deaf:
+        def started(self, *_: object) -> None: ...
+        def tick(self) -> None: ...
+        def finished(self, *_: object) -> None: ...
+
+    failed, whole = make_trial(), make_trial(per_device_batch=16)
+    for trial, outcome in ((failed, "failed"), (whole, "ok")):
+        folder.finish(folder.begin(trial), make_record(trial, outcome=outcome, reason="no network"))
+    launcher: Any = Launcher()
+    tries = Tries(folder, launcher, ORIGIN, Deaf())
+    assert [tries(failed).outcome, tries(whole).outcome] == ["ok", "ok"]
+    assert tried == [failed.id]
+
+
 def test_when_nothing_fits_the_error_says_why(read: Any, make_record: MakeRecord) -> None:
     study, path = read(trainers=["torch-ddp"])
     with pytest.raises(InputError) as error:

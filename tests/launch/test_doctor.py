@@ -29,6 +29,7 @@ INITIALIZATION = (
 
 def probe(**changes: object) -> Probe:
     fields = {"python": "3.11", "versions": {"torch": "2.13.0"}, "gpus": 0, "cuda": "13.0", "driver_cuda": "13.1"}
+    fields |= {"allowed": "0,1"}
     return Probe.model_validate(fields | changes)
 
 
@@ -44,8 +45,22 @@ def probe(**changes: object) -> Probe:
             "torch is built for CUDA 13.0, and the driver runs CUDA 12.9 at most",
             "update the driver, or install a build of torch for CUDA 12",
         ),
+        # Its interpreter is a script that sets it.
         (probe(allowed=""), CUINIT, "CUDA_VISIBLE_DEVICES is ''", "unset CUDA_VISIBLE_DEVICES"),
         (probe(gpus=1, allowed="0"), "", "CUDA_VISIBLE_DEVICES is '0'", "unset CUDA_VISIBLE_DEVICES"),
+        # The variable that the GPUs were counted under explains nothing.
+        (
+            probe(versions={"tensorflow": "2.21"}, cuda="12.5.1", allowed="0,1"),
+            CANNOT_DLOPEN,
+            "Cannot dlopen some GPU libraries",
+            "pip install 'tensorflow[and-cuda]'",
+        ),
+        (
+            probe(versions={"tensorflow-cpu": "2.21"}, cuda="12.5.1"),
+            CANNOT_DLOPEN,
+            "Cannot dlopen some GPU libraries",
+            "pip uninstall tensorflow-cpu",
+        ),
         # A build for an older minor version runs on any driver of its major version.
         (
             probe(versions={"tensorflow": "2.21"}, cuda="12.5.1", driver_cuda="12.2"),
@@ -71,7 +86,7 @@ def probe(**changes: object) -> Probe:
     ],
 )
 def test_why_gpus_cannot_be_used_and_how_to_mend_it(found: Probe, said: str, why: str, advice: str) -> None:
-    told, mend = unusable(found, 2, said)
+    told, mend = unusable(found, 2, said, listed="0,1")
     assert told == why
     assert advice in mend
 
@@ -97,6 +112,11 @@ def test_without_a_gpu_nothing_is_amiss() -> None:
             probe(driver_cuda=None, nccl=False),
             "Horovod is built without NCCL, and Slurm's nodes have GPUs",
             "HOROVOD_GPU_OPERATIONS=NCCL trainers/horovod.sh",
+        ),
+        (
+            probe(versions={"tensorflow": "2.21"}, driver_cuda=None, cudnn=False),
+            "no cuDNN is installed for it, and Slurm's nodes have GPUs",
+            "tensorflow[and-cuda]",
         ),
         # A login node has no driver, and need not have one.
         (probe(driver_cuda=None, nccl=True), "", ""),

@@ -4,8 +4,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from scalestudy.launch.launchers import own_programs
+from scalestudy.launch.launchers import all_programs, own_programs
 from scalestudy.launch.study import Container, Study
+from scalestudy.trainers.trainer import TRAINERS
 
 
 def study(**environments: Any) -> Study:
@@ -29,3 +30,13 @@ def test_a_path_is_relative_to_the_study_and_a_name_is_looked_for(tmp_path: Path
     assert Path(str(found["horovod-torch"])).name == "sh"
     assert found["tf-mirrored"] == Container(image="x", runtime="apptainer")
     assert "tf-multiworker" not in found
+
+
+def test_slurms_container_runs_whoever_has_no_program_of_its_own(tmp_path: Path) -> None:
+    asked = study(torch_ddp="sh")
+    assert all_programs(asked, tmp_path / "s.yaml").keys() == {"torch-ddp"}
+    box = Container(image="x", runtime="pyxis")
+    asked = asked.model_copy(update={"slurm": asked.slurm.model_copy(update={"container": box})})
+    found = all_programs(asked, tmp_path / "s.yaml")
+    assert Path(str(found.pop("torch-ddp"))).name == "sh"
+    assert found == dict.fromkeys(TRAINERS.keys() - {"torch-ddp"}, box)

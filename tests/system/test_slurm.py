@@ -213,7 +213,7 @@ def test_a_job_without_the_gpus_of_its_nodes_says_how_to_ask_for_them(
     who = "ray.sh" if script == RAY else "scalestudy"
     assert logs(tmp_path) == (
         f"{who}: device: {device!r}: job {job} was not given GPUs on every node; "
-        "ask for them with sbatch --gpus-per-node=2, or use 'cpu'\n"
+        "ask for them with sbatch --gpus-per-node=2 --ntasks-per-node=2, a task for each rank's CPUs, or use 'cpu'\n"
     )
 
 

@@ -21,6 +21,7 @@ from scalestudy.trainers.trainer import TRAINERS
 from scalestudy.trainers.trial import Trial
 
 LOG: list[str] = []
+REFUSED: list[str] = []
 
 
 class FakeTrainer:
@@ -116,8 +117,8 @@ class FakeTrainer:
         return "what is held"
 
     @staticmethod
-    def allocator_ran_out() -> bool | None:
-        return None
+    def allocator_refusals() -> int:
+        return len(REFUSED)
 
     def _go(self, method: str) -> None:
         LOG.append(method)

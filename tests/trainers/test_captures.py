@@ -17,9 +17,10 @@ from torch import Tensor
 from scalestudy.cluster.ports import free_ports
 from scalestudy.cluster.rank import Rank, rank_environ
 from scalestudy.trainers.options import DdpOptions
+from scalestudy.trainers.scratch import remove_scratch
 from scalestudy.trainers.torch_ddp import TorchDdp
 from scalestudy.trainers.trainer import TRAINERS, refusal
-from scalestudy.trainers.trial import Trial
+from scalestudy.trainers.trial import Data, Trial
 
 RANK = Rank(rank=0, world_size=1, local_rank=0, local_world_size=1, node_rank=0, host="here")
 
@@ -40,10 +41,12 @@ class Cuda:
             def __init__(self) -> None:
                 cuda.streams.append(self)
 
-            def wait_stream(self, other: Any) -> None: ...
+            def wait_stream(self, other: Any) -> None:
+                cuda.log.append("aside waits")
 
         class Default:
-            def wait_stream(self, other: Any) -> None: ...
+            def wait_stream(self, other: Any) -> None:
+                cuda.log.append("default waits")
 
         class Graph:
             def replay(self) -> None:
@@ -62,6 +65,7 @@ class Cuda:
         def graph(of: Graph, **options: Any) -> Iterator[None]:
             cuda.captures.append(options)
             with stream(options["stream"]):
+                cuda.log.append("capture")
                 yield
 
         class Watched(torch.nn.parallel.DistributedDataParallel):
@@ -141,6 +145,29 @@ def test_graphs_are_built_and_captured_on_one_stream_in_one_pool_while_other_thr
     assert whole["capture_error_mode"] == local["capture_error_mode"] == "thread_local"
 
 
+def test_a_step_is_warmed_up_on_the_captures_stream_and_leaves_the_statistics_as_they_were(
+    cuda: Cuda, make_trial: Callable[..., Trial], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DDP has made its buckets after ten steps, and what they use must not be in use elsewhere."""
+    data = Data(source="synthetic", channels=3, image_size=32, classes=10)
+    trainer = TorchDdp(make_trial(execution="graph", model="resnet18", data=data, per_device_batch=2), RANK)
+    trainer.build()
+    statistics = [buffer.clone() for buffer in trainer._network.buffers()]
+    passes = trainer._backpropagate
+
+    def noted(images: Tensor, labels: Tensor) -> Tensor:
+        cuda.log.append("on the default stream" if cuda.current == "default" else "aside")
+        return passes(images, labels)
+
+    monkeypatch.setattr(trainer, "_backpropagate", noted)
+    trainer._gradients = trainer._as_executed()
+    cuda.log.clear()
+    trainer.resident_step()
+    assert cuda.log == ["aside waits", *["aside"] * 11, "default waits", "capture", "aside", "replay"]
+    assert all(torch.equal(now, before) for now, before in zip(trainer._network.buffers(), statistics, strict=True))
+    trainer.close()
+
+
 def test_the_optimizer_takes_the_gradients_of_the_graph_that_ran_last(trainer: TorchDdp) -> None:
     trainer.resident_step()
     whole = gradients(trainer)
@@ -172,8 +199,11 @@ def test_a_compilers_process_that_still_cleans_up_costs_no_trial(
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")
     trainer = TRAINERS["torch-ddp"].load()(make_trial(execution="compiled"), RANK)
     folder = os.environ["TORCHINDUCTOR_CACHE_DIR"]
+    assert Path(folder).is_dir()
     monkeypatch.setattr("shutil.rmtree", _racing(folder))
     trainer.close()
+    # The way out of a rank that failed, too.
+    remove_scratch()
     torch.set_num_threads(threads)
 
 

@@ -5,6 +5,7 @@ import os
 import platform
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -296,6 +297,57 @@ def test_tests_of_horovod_are_skipped_loudly_only_where_a_gpu_host_cannot_build_
     assert ("  * nvcc\n" in told.stdout) == noted
 
 
+class Checkout:
+    """A folder to run our Makefile in, whose Python and pip note what they are asked for and do nothing."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        for name in ("pyproject.toml", "constraints.txt"):
+            (folder / name).touch()
+        noting = f'#!/bin/sh\necho "$@" >> {folder}/asked\n'
+        executable(folder / "python", noting)
+        for environment in (".venv", ".venvs/torch", ".venvs/tensorflow"):
+            executable(folder / environment / "bin/pip", noting)
+        executable(folder / "trainers/horovod.sh", f'{noting}echo "for $HOROVOD_GPU_OPERATIONS" >> {folder}/asked\n')
+
+    def make(self, *words: str, **variables: str) -> "subprocess.CompletedProcess[str]":
+        argv = ["make", "-f", str(ROOT / "Makefile"), *words, f"PYTHON={self._folder}/python"]
+        environ = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "HOROVOD"))}
+        return subprocess.run(argv, cwd=self._folder, capture_output=True, text=True, env=environ | variables)
+
+    def asked(self, *words: str, **variables: str) -> str:
+        (self._folder / "asked").write_text("")
+        told = self.make(*words, **variables)
+        assert told.returncode == 0, told.stderr
+        return (self._folder / "asked").read_text()
+
+
+def test_an_environment_is_made_anew_where_it_is_wanted_for_something_else(tmp_path: Path) -> None:
+    """As on a login node whose environments were made for its CPUs, or a host that has got a driver since."""
+    checkout = Checkout(tmp_path)
+    assert "-e .[tensorflow-cpu]" in checkout.asked("envs", "TENSORFLOW=tensorflow-cpu")
+    assert checkout.asked("envs", "TENSORFLOW=tensorflow-cpu") == ""
+    anew = checkout.asked("envs", "TENSORFLOW=tensorflow", HOROVOD_GPU_OPERATIONS="NCCL")
+    assert "-m venv --clear .venvs/tensorflow" in anew
+    assert "-e .[tensorflow]" in anew
+    # Of torch's environment Horovod alone was wanted for something else.
+    assert "venv .venvs/torch" not in anew
+    assert anew.count("for NCCL") == 2
+    assert checkout.asked("envs", "TENSORFLOW=tensorflow", HOROVOD_GPU_OPERATIONS="NCCL") == ""
+    # More to install is no other environment.
+    os.utime(tmp_path / "pyproject.toml")
+    again = checkout.asked("envs", "TENSORFLOW=tensorflow", HOROVOD_GPU_OPERATIONS="NCCL")
+    assert "-e .[tensorflow]" in again
+    assert "--clear" not in again
+
+
+def test_the_extra_for_gpus_brings_their_libraries() -> None:
+    """TensorFlow by itself sees no GPU: what CUDA's libraries it needs come by an extra of its own."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    assert any(need.startswith("tensorflow[and-cuda]") for need in extras["tensorflow"])
+    assert not any("and-cuda" in need for need in extras["tensorflow-cpu"])
+
+
 @pytest.mark.parametrize(
     ("target", "exit_code", "goes_on"),
     [("test", 0, True), ("test", 3, True), ("test", 1, False), ("horovod", 0, True), ("horovod", 3, False)],
@@ -303,15 +355,13 @@ def test_tests_of_horovod_are_skipped_loudly_only_where_a_gpu_host_cannot_build_
 def test_make_goes_on_without_horovod_only_where_it_cannot_be_built(
     tmp_path: Path, target: str, exit_code: int, goes_on: bool
 ) -> None:
-    for name in ("pyproject.toml", "constraints.txt"):
-        (tmp_path / name).touch()
+    checkout = Checkout(tmp_path)
     executable(tmp_path / "trainers/horovod.sh", f"#!/bin/sh\nexit {exit_code}\n")
     executable(tmp_path / ".venv/bin/pytest", "#!/bin/sh\ntouch tested\n")
     # An earlier build's, before the recipe changed.
     (tmp_path / ".venv/.horovod").touch()
     os.utime(tmp_path / ".venv/.horovod", (1, 1))
-    (tmp_path / ".venv/.ready").touch()
-    told = subprocess.run(["make", "-f", ROOT / "Makefile", target], cwd=tmp_path, capture_output=True, text=True)
+    told = checkout.make(target)
     assert (told.returncode == 0) == goes_on, told.stdout + told.stderr
     assert (tmp_path / "tested").exists() == (goes_on and target == "test")
     assert (tmp_path / ".venv/.horovod").exists() == (exit_code == 0)

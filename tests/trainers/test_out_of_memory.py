@@ -59,6 +59,8 @@ HOST = [
     RuntimeError("Caught MemoryError in DataLoader worker process 0.\nOriginal Traceback …\nMemoryError"),
     RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION_FAILED"),
     RuntimeError("Failed to CUDA host alloc 4194304 bytes"),
+    RuntimeError("NCCL error: unhandled system error\nLast error:\nFailed to malloc 65536 bytes"),
+    named("ResourceExhaustedError", f"OOM when allocating tensor with shape[9] on {TF_GPU} by allocator gpu_host_bfc"),
 ]
 DOUBTFUL = [
     RuntimeError("GET was unable to find an engine to execute this computation"),
@@ -70,6 +72,8 @@ DOUBTFUL = [
     named(
         "DistBackendError", "NCCL error in: ProcessGroupNCCL.cpp:1691, unhandled cuda error (run with NCCL_DEBUG=INFO)"
     ),
+    RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm( handle, opa, opb, m, n, k)`"),
     named("InternalError", "Failed copying input tensor from CPU:0 to GPU:0: Dst tensor is not initialized."),
     named("UnimplementedError", "DNN library is not found. [Op:Conv2D]"),
     named("FailedPreconditionError", "DNN library initialization failed. Look at the errors above for more details."),
@@ -85,6 +89,14 @@ OTHER = [
     RuntimeError("unsupported memory format option ChannelsLast"),
     named("OutOfResources", "out of resource: shared memory, Required: 262144, Hardware limit: 232448."),
     RuntimeError("CUDA error: too many resources requested for launch"),
+    named("InductorError", "RuntimeError: No valid triton configs. OutOfMemoryError: out of resource: triton_mm "
+          "Required: 294912 Hardware limit:232448 Reducing block sizes or `num_stages` may help."),
+    named("OutOfMemoryError", "out of resource: triton_red_fused_0 Required: 294912 Hardware limit:232448"),
+    named("ResourceExhaustedError", "Shared memory size limit exceeded: requested 262144, available: 232448"),
+    named("DistBackendError", "NCCL error, unhandled cuda error\nCuda failure 217 'peer access is not supported'"),
+    named("DistBackendError", "NCCL error, unhandled cuda error\nCuda failure 700 'an illegal memory access'"),
+    RuntimeError("Failed to allocate port 12345"),
+    FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), "/data/out_of_memory/1.png"),
     RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that dataloader's workers "
                  "are out of shared memory. Please try to raise your shared memory limit."),
     RuntimeError("unable to write to file </torch_7_1_0>: No space left on device (28)"),
