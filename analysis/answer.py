@@ -25,6 +25,11 @@ _CAUSES = {
     ),
     "input": ("input", "Try more loader_workers, faster storage, or smaller files."),
 }
+# In the place of what to try where the ranks were not let use their CPUs: no other cause can be told from that.
+_QUOTA = (
+    "A CPU quota held ranks up in {:.0%} of its periods, and all of this may come of that: raise it, or give the ranks "
+    "fewer threads, and measure again."
+)
 # Of more series than this the rest stand in the tables alone.
 _MOST_NAMED = 5
 
@@ -166,7 +171,8 @@ def _why(rows: pd.DataFrame) -> Iterator[str]:
             *(_jitter(row) if named & {"communication", "load_balance"} else ()),
             *(_slowest(row) if "load_balance" in named else ()),
         ]
-        yield " ".join([f"Why, on {devices(row.world_size)}, for {trainer}: {factors}.", *more, _CAUSES[worst][1]])
+        advice = _QUOTA.format(row.throttled_share) if row.throttled_share > _WORTH_NAMING else _CAUSES[worst][1]
+        yield " ".join([f"Why, on {devices(row.world_size)}, for {trainer}: {factors}.", *more, advice])
 
 
 def _hidden(row: Any) -> Iterator[str]:

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from scalestudy.analysis import devices, placement
+from scalestudy.analysis import contention, devices, placement
 from scalestudy.analysis.losses import curve, unlearned
 from scalestudy.analysis.steadiness import steadiness
 from scalestudy.trainers.files import RECORD_NAME, DamagedError, read_record, record_paths
@@ -119,6 +119,7 @@ def frames(records: Iterable[Record], trials_path: Path) -> Frames:
         row |= _settings(record)
         row["sharing_ranks"] = len(placement.sharing(record.reports))
         row["far_ranks"] = len(placement.far_from_gpu(record.reports))
+        row["throttled_share"] = contention.throttled_share(record.reports)
         row |= steadiness(seconds.max(axis=0) / steps)
         if (flat := unlearned(curve(record.reports), record.trial.data)) is not None:
             row["flat_loss_first"], row["flat_loss_late"] = flat
@@ -131,6 +132,7 @@ def frames(records: Iterable[Record], trials_path: Path) -> Frames:
         sampled = devices.nodes(record, trials_path / record.trial.folder_name)
         use += devices.use_rows(record, sampled)
         notices += devices.notices(record, sampled)
+        notices += contention.notices(record)
         notices += missing_parts(record)
     if any(row["nodes"] > 1 for row in trials):
         # Eight devices of one node are not the same as one of eight nodes; on one node there is nothing to tell apart.
@@ -361,6 +363,7 @@ _TRIAL_COLUMNS = [
     "pinned_cpus",
     "sharing_ranks",
     "far_ranks",
+    "throttled_share",
     "within",
     "changed_at",
     "changed_by",

@@ -198,6 +198,7 @@ def points(trials: pd.DataFrame) -> pd.DataFrame:
             first_step_s=("first_step_s", "median"),
             peak_memory_bytes=("peak_memory_bytes", "median"),
             steady=("warm_up_steady", "all"),
+            throttled_share=("throttled_share", "max"),
             training_images=("training_images", "first"),
             device_busy=("device_busy", "median"),
             device_busy_p95=("device_busy_p95", "median"),

@@ -381,6 +381,8 @@ _NOTICES = {
     "throttled": "ran on a throttled device: it computed slower than it can",
     "shared": "shared a device or its host with other work",
     "busy before": "began on a device that was at work for somebody else",
+    "quota": "was held up by a CPU quota: it computed slower than its CPUs can",
+    "stalled": "ran on a host whose processes waited for something else than processors",
     "stolen": "had processor time taken by the hypervisor",
     "lost": "lost a device's telemetry while it ran",
     "clock": "came out otherwise by the device's clock than by the host's: not to be trusted",

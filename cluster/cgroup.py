@@ -15,7 +15,7 @@ _UNLIMITED_BYTES = 2**62
 
 
 class Throttling(NamedTuple):
-    """How often a group's processes had used up their quota before a period was over, and were held up until its end."""
+    """In how many periods a group's processes had used up their quota before the end, and were held up until then."""
 
     periods: int
     throttled_periods: int
@@ -56,7 +56,7 @@ def _quotas(proc: Path) -> Iterator[tuple[float, Path]]:
         with suppress(OSError, ValueError):
             quota_us, *more = (folder / name).read_text(encoding="utf-8").split()
             period_us = more[0] if more else (folder / "cpu.cfs_period_us").read_text(encoding="utf-8")
-            if quota_us not in ("max", "-1"):
+            if quota_us != "max" and int(quota_us) > 0:
                 yield int(quota_us) / int(period_us), folder
 
 

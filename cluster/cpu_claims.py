@@ -1,66 +1,59 @@
-"""CPUs of a host that only one rank uses, agreed among processes that know nothing of each other by locked files."""
+"""CPUs of a host that only one rank uses, agreed among processes that know nothing of each other."""
 
-import fcntl
-import os
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import IO
 
+from scalestudy.cluster.claims import Claim
 from scalestudy.cluster.processors import Core, Processor, cores_of
+
+
+def cpu_names(cpus: Iterable[int]) -> list[str]:
+    """Return what CPUs are called in claims."""
+    return [f"cpu-{cpu}" for cpu in cpus]
 
 
 class CpuClaim:
     """`count` CPUs that no other claim on this host holds: those in `wanted` if they are free.
 
     If not, whole cores that nobody has a claim on, then what else is free. Where so many CPUs are not free, all of
-    `usable`: more ranks than CPUs were asked for, and they must share. The claim goes with the process, however that
-    ends.
+    `usable`: more ranks than CPUs were asked for, and they must share. `holder` says to others who has them.
     """
 
     def __init__(
-        self, usable: Sequence[Processor], count: int, wanted: Sequence[int] = (), folder: Path | None = None
+        self,
+        usable: Sequence[Processor],
+        count: int,
+        wanted: Sequence[int] = (),
+        folder: Path | None = None,
+        holder: str = "",
     ) -> None:
-        self._folder = folder or Path(tempfile.gettempdir()) / f"scalestudy-cpus-{os.getuid()}"
-        self._folder.mkdir(mode=0o700, exist_ok=True)
-        self._locks: dict[int, IO[str]] = {}
-        if len(wanted) != count or not self._lock(wanted):
-            cores = cores_of(usable)
-            for core in cores:
-                self._lock_core(core, count - len(self._locks))
+        self._claim = Claim(holder, folder)
+        held: list[int] = []
+        if len(wanted) == count and self._lock(wanted):
+            held += wanted
+        else:
+            for core in cores_of(usable):
+                held += self._lock_core(core, count - len(held))
             for processor in usable:
-                if len(self._locks) < count:
-                    self._lock([processor.cpu])
-        if len(self._locks) < count:
+                if len(held) < count and processor.cpu not in held and self._lock([processor.cpu]):
+                    held.append(processor.cpu)
+        if len(held) < count:
+            held = []
             self.release()
-        self.cpus = tuple(sorted(self._locks or (processor.cpu for processor in usable)))
+        self.cpus = tuple(sorted(held or (processor.cpu for processor in usable)))
 
     def release(self) -> None:
         """Give the CPUs back."""
-        self._unlock(list(self._locks))
+        self._claim.release()
 
-    def _lock_core(self, core: Core, missing: int) -> None:
-        """Lock as many threads of a core as are missing, if nobody has any of them."""
+    def _lock_core(self, core: Core, missing: int) -> list[int]:
+        """Lock as many threads of a core as are missing, if nobody has any of them; return which."""
         cpus = [thread.cpu for thread in core]
-        if missing > 0 and self._lock(cpus):
-            self._unlock(cpus[missing:])
+        if missing <= 0 or not self._lock(cpus):
+            return []
+        self._claim.release(cpu_names(cpus[missing:]))
+        return cpus[:missing]
 
     def _lock(self, cpus: Sequence[int]) -> bool:
         """Lock all of these CPUs, or none."""
-        for place, cpu in enumerate(cpus):
-            if cpu in self._locks:
-                self._unlock(cpus[:place])
-                return False
-            lock = (self._folder / str(cpu)).open("w", encoding="utf-8")
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                lock.close()
-                self._unlock(cpus[:place])
-                return False
-            self._locks[cpu] = lock
-        return True
-
-    def _unlock(self, cpus: Sequence[int]) -> None:
-        for cpu in cpus:
-            self._locks.pop(cpu).close()
+        return self._claim.take(cpu_names(cpus)) is None

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import psutil
 
@@ -50,38 +50,29 @@ class CpuMeter:
         last, now = self._last, self._read()
         self._last = now
         threads = last.delays_s.keys() & now.delays_s.keys()
-        quota = throttled = None
-        if last.throttling and now.throttling:
-            quota, throttled = (
-                cpu_quota(),
-                Throttling(*(b - a for a, b in zip(last.throttling, now.throttling, strict=True))),
-            )
-        return CpuUse(
-            elapsed_s=now.at_s - last.at_s,
-            own_s=max(0.0, now.own_s - last.own_s),
-            busy_s=None if last.busy_s is None or now.busy_s is None else max(0.0, now.busy_s - last.busy_s),
-            run_delay_s=sum(now.delays_s[thread] - last.delays_s[thread] for thread in threads) if threads else None,
-            quota_cpus=quota,
-            periods=throttled and throttled.periods,
-            throttled_periods=throttled and throttled.throttled_periods,
-            throttled_s=throttled and throttled.throttled_s,
-            stalled_s={
-                name: now.stalled_s[name] - past_s for name, past_s in last.stalled_s.items() if name in now.stalled_s
-            },
-        )
+        found: dict[str, Any] = {
+            "elapsed_s": now.at_s - last.at_s,
+            "own_s": max(0.0, now.own_s - last.own_s),
+            "stalled_s": {name: sum_s - last.stalled_s.get(name, sum_s) for name, sum_s in now.stalled_s.items()},
+        }
+        if now.busy_s is not None and last.busy_s is not None:
+            found["busy_s"] = max(0.0, now.busy_s - last.busy_s)
+        if threads:
+            found["run_delay_s"] = sum(now.delays_s[thread] - last.delays_s[thread] for thread in threads)
+        if now.throttling and last.throttling:
+            gained = {name: count - getattr(last.throttling, name) for name, count in now.throttling._asdict().items()}
+            found |= {"quota_cpus": cpu_quota(), **gained}
+        return CpuUse(**found)
 
     def _read(self) -> "_Counts":
+        stalled = {resource: _told(stalled_s, resource) for resource in _PRESSURES}
         return _Counts(
             at_s=time.perf_counter(),
             own_s=_own_s(),
-            busy_s=_told(lambda: busy_s(self._cpus)),
+            busy_s=_told(busy_s, self._cpus),
             delays_s=_told(run_delays_s) or {},
             throttling=_told(throttling),
-            stalled_s={
-                name: stalled
-                for name in _PRESSURES
-                if (stalled := _told(lambda name=name: stalled_s(name))) is not None
-            },  # type: ignore[misc]
+            stalled_s={resource: seconds for resource, seconds in stalled.items() if seconds is not None},
         )
 
 
@@ -128,8 +119,8 @@ def _own_s() -> float:
     return own_s
 
 
-def _told(question: Callable[[], Answer]) -> Answer | None:
+def _told(question: Callable[..., Answer], *about: Any) -> Answer | None:
     """Return the answer, None where this kernel has none."""
     with suppress(OSError, ValueError, IndexError):
-        return question()
+        return question(*about)
     return None

@@ -103,7 +103,7 @@ class HostCounters:
 
 
 def busy_by_cpu(proc_path: Path = Path("/proc")) -> dict[int, float]:
-    """Return the seconds that each CPU has been busy since the host started, by its number; raises OSError, ValueError."""
+    """Return how long each CPU has been busy since the host started, by its number; raises OSError, ValueError."""
     times = _cpu_times(proc_path / "stat")
     cpus = _numbered(tuple(times), proc_path)
     return dict(zip(cpus, (busy_s for busy_s, _ in times.values()), strict=True))

@@ -3,16 +3,22 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
+from scalestudy.cluster.claims import Claim
 from scalestudy.cluster.host import Topology, local_topology
 from scalestudy.cluster.network import joined, loopback
 from scalestudy.cluster.ports import free_ports
 from scalestudy.cluster.rank import Rank, rank_environ
 from scalestudy.launch.children import kill_group, wait_for
 from scalestudy.launch.launcher import Exit, Program, processes, worker_command, worker_variables
+from scalestudy.trainers.pinning import holder_of, trial_claims
 from scalestudy.trainers.trial import Trial
+
+_TICK_S = 0.5
 
 
 class LocalLauncher:
@@ -36,6 +42,12 @@ class LocalLauncher:
 
     def run(self, trial: Trial, folder: Path, deadline_s: float, tick: Callable[[], None]) -> Exit:
         ranks = local_ranks(processes(trial))
+        with claimed(trial_claims(trial, ranks, os.environ), folder, tick):
+            return self._run(trial, ranks, folder, deadline_s, tick)
+
+    def _run(
+        self, trial: Trial, ranks: Sequence[Rank], folder: Path, deadline_s: float, tick: Callable[[], None]
+    ) -> Exit:
         host = loopback()
         addresses = [joined(host, port) for port in free_ports(len(ranks), host)]
         argv = worker_command(self._programs.get(trial.trainer, sys.executable), trial, folder)
@@ -62,6 +74,23 @@ class LocalLauncher:
             os.close(our_end)
             os.close(ranks_end)
         return Exit(tuple(process.returncode for process in started), timed_out, first_failed)
+
+
+@contextmanager
+def claimed(names: Sequence[str], folder: Path, tick: Callable[[], None]) -> Iterator[None]:
+    """Hold CPUs and GPUs for the trial in a folder, and wait, saying so, while other trials have some of them."""
+    claim = Claim(holder_of(folder))
+    said = None
+    while (other := claim.take(names)) is not None:
+        if other != said:
+            print(f"waiting for this host's devices: {other}, has some of them", file=sys.stderr, flush=True)
+            said = other
+        time.sleep(_TICK_S)
+        tick()
+    try:
+        yield
+    finally:
+        claim.release()
 
 
 def local_ranks(count: int) -> list[Rank]:

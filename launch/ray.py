@@ -312,7 +312,8 @@ def claim_cpus(trial: Trial, rank: Rank, gpus: tuple[str, ...], folder: Path | N
     near = gpu_nodes(trial, ",".join(gpus))
     # What Ray counts as CPUs are hardware threads: a rank that took as many whole cores would take another's.
     wanted = rank_cpus(trial, rank, usable, near, hyper_threads=True)
-    return CpuClaim(usable, trial.threads_per_device * (trial.world_size // rank.world_size), wanted, folder)
+    count = trial.threads_per_device * (trial.world_size // rank.world_size)
+    return CpuClaim(usable, count, wanted, folder, holder=f"process {os.getpid()}, trial {trial.id}, by Ray")
 
 
 def ranks_of(places: list[Place], per_node: int) -> list[Rank]:

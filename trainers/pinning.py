@@ -1,8 +1,11 @@
 """Which CPUs a rank computes on: its own share of its node, near its GPUs."""
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from scalestudy.cluster.claims import Claim
+from scalestudy.cluster.cpu_claims import cpu_names
 from scalestudy.cluster.host import pin, usable_cpus
 from scalestudy.cluster.processors import Processor, gpu_node, own_cpus, processors
 from scalestudy.cluster.rank import Rank
@@ -13,10 +16,15 @@ from scalestudy.trainers.trial import Trial
 # CPUs that a launcher chose for a rank.
 GIVEN = "SCALESTUDY_CPUS"
 _SYSTEM = Path("/sys")
+_held: list[Claim] = []
 
 
-def take_place(trial: Trial, rank: Rank, environ: Mapping[str, str]) -> Placement:
-    """Pin this process, and all threads that it will start, to the rank's CPUs; return where that is."""
+def take_place(trial: Trial, rank: Rank, environ: Mapping[str, str], folder: Path) -> Placement:
+    """Pin this process, and all threads that it will start, to the rank's CPUs; return where that is.
+
+    What a rank takes is claimed for its trial, which lies in `folder`, until it leaves its place: whoever has it already
+    is in the placement.
+    """
     gpus = gpu_nodes(trial, environ.get("CUDA_VISIBLE_DEVICES"))
     given = environ.get(GIVEN)
     usable = processors(usable_cpus())
@@ -28,12 +36,55 @@ def take_place(trial: Trial, rank: Rank, environ: Mapping[str, str]) -> Placemen
     else:
         pin(rank_cpus(trial, rank, usable, gpus))
     own = processors(usable_cpus())
+    beside = None if given else _claimed_beside(trial, rank, [processor.cpu for processor in own], environ, folder)
     return Placement(
         cpus=tuple(sorted(processor.cpu for processor in own)),
         cores=tuple(processor.core for processor in sorted(own, key=lambda processor: processor.cpu)),
         numa_nodes=tuple(sorted({processor.node for processor in own})),
         gpu_numa_nodes=tuple(gpus[device] for device in _devices(trial, rank) if device < len(gpus)),
+        claimed_by=beside,
     )
+
+
+def trial_claims(trial: Trial, ranks: Sequence[Rank], environ: Mapping[str, str]) -> list[str]:
+    """Return the names of all that a trial's ranks of this host will use, as they will choose it themselves."""
+    visible = environ.get("CUDA_VISIBLE_DEVICES")
+    usable, near = processors(usable_cpus()), gpu_nodes(trial, visible)
+    cpus = sorted({cpu for rank in ranks for cpu in rank_cpus(trial, rank, usable, near)})
+    devices = [device for rank in ranks for device in _devices(trial, rank)]
+    return [*cpu_names(cpus), *_gpu_names(trial, devices, visible)]
+
+
+def leave_place() -> None:
+    """Give back what this process has claimed."""
+    while _held:
+        _held.pop().release()
+
+
+def holder_of(folder: Path) -> str:
+    """Return what a claim for the trial in a folder says of who holds it."""
+    return f"process {os.getpid()}, trial {folder}"
+
+
+def _claimed_beside(
+    trial: Trial, rank: Rank, cpus: Sequence[int], environ: Mapping[str, str], folder: Path
+) -> str | None:
+    """Claim what a rank uses, as far as nobody has it; return which other trial has some of it."""
+    claim = Claim(holder_of(folder))
+    _held.append(claim)
+    gpus = _gpu_names(trial, _devices(trial, rank), environ.get("CUDA_VISIBLE_DEVICES"))
+    others = [claim.take([name]) for name in [*cpu_names(cpus), *gpus]]
+    # The ranks of one trial may have to share, and its launcher may have claimed all of them before.
+    return next((other for other in others if other is not None and not other.endswith(f"trial {folder}")), None)
+
+
+def _gpu_names(trial: Trial, devices: Sequence[int], visible: str | None) -> list[str]:
+    if trial.device == "cpu":
+        return []
+    from scalestudy.cluster.nvml import visible_pci_addresses
+
+    addresses = visible_pci_addresses(visible)
+    return [f"gpu-{addresses[device]}" for device in devices if device < len(addresses) and addresses[device]]
 
 
 def rank_cpus(

@@ -71,13 +71,15 @@ class Placement(Frozen):
     """Where on its host a rank was pinned.
 
     `cores` has the core of each CPU, named by the core's lowest CPU: ranks of one host that name the same core share
-    it. `gpu_numa_nodes` has the NUMA node of each GPU that the rank drives, null where it is not known.
+    it. `gpu_numa_nodes` has the NUMA node of each GPU that the rank drives, null where it is not known. `claimed_by`
+    says which other trial had claimed some of its CPUs or GPUs before.
     """
 
     cpus: tuple[int, ...]
     cores: tuple[int, ...]
     numa_nodes: tuple[int, ...]
     gpu_numa_nodes: tuple[int | None, ...] = ()
+    claimed_by: str | None = None
 
 
 class RankError(Frozen):

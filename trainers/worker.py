@@ -33,7 +33,7 @@ from scalestudy.trainers.data import broken_image, epoch_of, undecodable
 from scalestudy.trainers.files import write_atomically
 from scalestudy.trainers.measure import Measured, measure, measure_causes
 from scalestudy.trainers.out_of_memory import is_doubtful, shared_memory_advice, whose_memory
-from scalestudy.trainers.pinning import take_place
+from scalestudy.trainers.pinning import leave_place, take_place
 from scalestudy.trainers.record import CUT_SHORT, RankError, RankReport
 from scalestudy.trainers.scratch import remove_scratch
 from scalestudy.trainers.software import capture, overruled
@@ -75,6 +75,13 @@ def run(trial: Trial, rank: Rank, folder: Path) -> RankReport:
     of a step, the test, and closing, where frameworks are known to hang and to crash. A rank that fails in those leaves
     without closing, so that the launcher ends whoever waits for it in a collective.
     """
+    try:
+        return _reported(trial, rank, folder)
+    finally:
+        leave_place()
+
+
+def _reported(trial: Trial, rank: Rank, folder: Path) -> RankReport:
     phases = _Phases()
     found: dict[str, Any] = {}
     rate_hz = trial.measurement.telemetry_hz
@@ -162,7 +169,7 @@ def _run(trial: Trial, rank: Rank, folder: Path, phases: _Phases, found: dict[st
     if why := overruled(trial.precision, trial.device, os.environ):
         raise ValueError(why)
     reach_directly(os.environ, rank_addresses(os.environ), rank.rank)
-    found["placement"] = take_place(trial, rank, os.environ)
+    found["placement"] = take_place(trial, rank, os.environ, folder)
     meter = CpuMeter(found["placement"].cpus)
     # From the start of the process: the interpreter and our own imports are part of what a job waits for.
     with phases.timed("import", since_s=now_s() - process_age_s()):
