@@ -38,7 +38,7 @@ def _others(reports: Sequence[RankReport], span: str, kind: str, when: str) -> I
         if use is None or report.placement is None:
             continue
         cpus = set(report.placement.cpus)
-        place = f"rank {report.rank.rank} of {report.rank.host}"
+        place = f"rank {report.rank.rank} on {report.rank.host}"
         if use.busy_s is not None and use.elapsed_s > 0:
             # Ranks that share CPUs are no other work. Where they share a part, all of their time is taken for theirs.
             beside = [other for other in reports if other.rank.host == report.rank.host and _shares(other, cpus)]
@@ -46,7 +46,7 @@ def _others(reports: Sequence[RankReport], span: str, kind: str, when: str) -> I
             others_s = use.busy_s - own_s
             share = others_s / (len(cpus) * use.elapsed_s)
             if share > _OTHERS_SHARE and others_s > _OTHERS_S:
-                yield kind, f"other work took {min(share, 1):.0%} of the time of {place}'s CPUs {when}"
+                yield kind, f"other work took {min(share, 1):.0%} of the time of the CPUs of {place} {when}"
         elif use.run_delay_s is not None and use.run_delay_s > _DELAY_SHARE * use.elapsed_s:
             yield kind, f"{place} was ready and waited {use.run_delay_s:.2g} s for a CPU {when}"
 
@@ -54,7 +54,7 @@ def _others(reports: Sequence[RankReport], span: str, kind: str, when: str) -> I
 def _claimed(reports: Sequence[RankReport]) -> Iterator[tuple[str, str]]:
     for report in reports:
         if report.placement and report.placement.claimed_by:
-            place = f"rank {report.rank.rank} of {report.rank.host}"
+            place = f"rank {report.rank.rank} on {report.rank.host}"
             yield "shared", f"{place} used CPUs or GPUs that another trial had claimed ({report.placement.claimed_by})"
 
 

@@ -22,8 +22,8 @@ _held: list[Claim] = []
 def take_place(trial: Trial, rank: Rank, environ: Mapping[str, str], folder: Path) -> Placement:
     """Pin this process, and all threads that it will start, to the rank's CPUs; return where that is.
 
-    What a rank takes is claimed for its trial, which lies in `folder`, until it leaves its place: whoever has it already
-    is in the placement.
+    What a rank takes is claimed for its trial, which lies in `folder`, until it leaves its place: whoever has it
+    already is in the placement.
     """
     gpus = gpu_nodes(trial, environ.get("CUDA_VISIBLE_DEVICES"))
     given = environ.get(GIVEN)
