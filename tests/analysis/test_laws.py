@@ -94,7 +94,7 @@ def table(throughput: dict[int, list[float]]) -> pd.DataFrame:
         for value in values
     ]
     fixed = ["per_device_batch", "global_batch", "nodes", "step_time_s", "setup_s", "first_step_s", "measured_steps"]
-    fixed += ["peak_memory_bytes", "warm_up_steady", "training_images"]
+    fixed += ["peak_memory_bytes", "warm_up_steady", "training_images", "throttled_share"]
     trials = pd.DataFrame(rows).assign(**dict.fromkeys(fixed, 1)).assign(trial=[str(i) for i in range(len(rows))])
     parts = ["whole_s", "resident_s", "local_typical_s", "local_max_s", "exchange_s", "exchanged_bytes", "jitter"]
     parts += ["slowest_rank", "slowest_host", "within", "changed_at"]

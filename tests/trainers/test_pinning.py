@@ -28,7 +28,9 @@ import os, sys
 from scalestudy.cluster.rank import Rank
 from scalestudy.trainers.pinning import take_place
 from scalestudy.trainers.trial import Trial
-place = take_place(Trial.model_validate_json(sys.argv[1]), Rank.model_validate_json(sys.argv[2]), os.environ)
+from pathlib import Path
+trial, rank = Trial.model_validate_json(sys.argv[1]), Rank.model_validate_json(sys.argv[2])
+place = take_place(trial, rank, os.environ, Path("a folder"))
 assert tuple(sorted(os.sched_getaffinity(0))) == place.cpus
 print(place.model_dump_json())
 """
