@@ -83,7 +83,7 @@ def busy_loops() -> Iterator[None]:
 @pytest.mark.usefixtures("busy_loops")
 def test_busy_loops_on_the_ranks_own_cpus_are_named(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    argv = [*SCALESTUDY, "run", study(tmp_path, "busy", [2]), "--out", out]
+    argv: list[str | Path] = [*SCALESTUDY, "run", study(tmp_path, "busy", [2]), "--out", out]
     subprocess.run(argv, check=True, stdout=subprocess.DEVNULL, timeout=120)
     [record] = records(out)
     said = [(kind, text) for _, kind, text in contention.notices(record)]
@@ -103,7 +103,7 @@ def test_a_quota_leaves_fewer_cpus_to_a_study(tmp_path: Path) -> None:
     try:
         (group / "cpu.cfs_quota_us").write_text("130000")
         enter = f'echo $$ > {group}/cgroup.procs && exec "$@"'
-        argv = ["bash", "-c", enter, "_", *SCALESTUDY, "run", study(tmp_path, "quota", [1, 2]), "--dry-run"]
+        argv: list[str | Path] = ["bash", "-c", enter, "_", *SCALESTUDY, "run", study(tmp_path, "quota", [1, 2]), "--dry-run"]
         told = subprocess.run(argv, capture_output=True, encoding="utf-8", timeout=120)
     finally:
         group.rmdir()
