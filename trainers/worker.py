@@ -26,6 +26,7 @@ from scalestudy.cluster.network import reach_directly
 from scalestudy.cluster.rank import Rank, rank_addresses
 from scalestudy.cluster.slurm_step import ADDRESSES, step_environ
 from scalestudy.cluster.telemetry import Sampling
+from scalestudy.cluster.temporary_folder import make_room_for_sockets
 from scalestudy.trainers import standing
 from scalestudy.trainers.collectives import sweep
 from scalestudy.trainers.data import broken_image, epoch_of, undecodable
@@ -52,6 +53,7 @@ def main() -> None:
     # Where a library crashes, the rank's log says in which of our calls.
     faulthandler.enable()
     standing.answer_for_stacks()
+    make_room_for_sockets(os.environ)
     folder = Path(sys.argv[1])
     if ADDRESSES in os.environ:
         os.environ.update(step_environ(os.environ))
