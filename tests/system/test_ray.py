@@ -62,7 +62,7 @@ def test_a_study_of_both_frameworks_over_one_and_two_nodes_by_ray_job_submit(
         }
     )
     out = tmp_path / "out"
-    run = ["python", "-m", "scalestudy.launch", "run", "s.yaml", "--launcher", "ray", "--out", out]
+    run = [sys.executable, "-m", "scalestudy.launch", "run", "s.yaml", "--launcher", "ray", "--out", out]
     told = cluster.tell(RAY, "job", "submit", "--working-dir", tmp_path, "--", *run)
     assert told.count(": ok, ") == 6
     found = records(out)
@@ -181,7 +181,7 @@ def test_a_trial_over_its_deadline_is_a_timeout_with_its_log(
     study = write_study(**TWO, world_sizes=[2], measurement={"deadline_s": 1})
     cluster.tell(SCALESTUDY, "run", study, "--launcher", "ray", "--out", tmp_path / "out", expected=1)
     [record] = records(tmp_path / "out")
-    assert record.outcome == "timeout"
+    assert record.outcome == "timeout", record.reason
     assert list((tmp_path / "out").glob("trials/*/rank-1.log"))
 
 
