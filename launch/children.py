@@ -6,8 +6,10 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
+
+from scalestudy.trainers.standing import STACKS_SIGNAL, STACKS_WAIT_S
 
 # When one has failed the others get so long to fail by themselves, so that their logs say what they saw.
 _GRACE_S = 3.0
@@ -50,6 +52,15 @@ def _tell(pid: int, index: int, ended: queue.SimpleQueue[tuple[int, bool]]) -> N
         how = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
         assert how is not None
         ended.put((index, how.si_code != os.CLD_EXITED or how.si_status != 0))
+
+
+def ask_for_stacks(started: Iterable[subprocess.Popen[bytes]]) -> None:
+    """Have ranks write to their logs where they stand, before they are killed."""
+    for process in started:
+        # The group: a container may stand between us and the rank. Its number is kept until the process is reaped.
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, STACKS_SIGNAL)
+    time.sleep(STACKS_WAIT_S)
 
 
 def kill_group(process: subprocess.Popen[bytes]) -> None:

@@ -13,7 +13,7 @@ from scalestudy.cluster.host import Topology, local_topology
 from scalestudy.cluster.network import joined, loopback
 from scalestudy.cluster.ports import free_ports
 from scalestudy.cluster.rank import Rank, rank_environ
-from scalestudy.launch.children import kill_group, wait_for
+from scalestudy.launch.children import ask_for_stacks, kill_group, wait_for
 from scalestudy.launch.launcher import Exit, Program, processes, worker_command, worker_variables
 from scalestudy.trainers.pinning import holder_of, trial_claims
 from scalestudy.trainers.trial import Trial
@@ -68,6 +68,8 @@ class LocalLauncher:
                         )
                     )
             timed_out, first_failed = wait_for(started, deadline_s, tick)
+            if timed_out:
+                ask_for_stacks(started)
         finally:
             for process in started:
                 kill_group(process)

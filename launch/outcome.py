@@ -9,6 +9,7 @@ from typing import NamedTuple
 from scalestudy.analysis.losses import curve, rise
 from scalestudy.launch.launcher import Exit
 from scalestudy.trainers.record import Outcome, RankError, RankReport, flaw
+from scalestudy.trainers.standing import standings
 from scalestudy.trainers.trial import Trial
 
 # The kernel's killer of processes uses SIGKILL, and so may others.
@@ -46,7 +47,8 @@ def ending(
             return Ending("failed", reason)
         return (None if trial.sweep else _diverged(trial, reports)) or Ending("ok")
     if ended.timed_out:
-        return Ending("timeout", f"not done within deadline_s = {trial.measurement.deadline_s:g}; {_last(folder, 0)}")
+        where = standings(folder, len(ended.codes))
+        return Ending("timeout", f"not done within deadline_s = {trial.measurement.deadline_s:g}: {where}")
     if ended.first_failed is not None:
         return Ending("failed", _failure(ended.first_failed, ended, errors, folder))
     if damaged:

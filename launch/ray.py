@@ -23,7 +23,7 @@ from scalestudy.cluster.network import joined
 from scalestudy.cluster.ports import hold_port
 from scalestudy.cluster.processors import processors
 from scalestudy.cluster.rank import Rank, rank_environ
-from scalestudy.launch.children import kill_group
+from scalestudy.launch.children import ask_for_stacks, kill_group
 from scalestudy.launch.errors import InputError
 from scalestudy.launch.launcher import Exit, NoCapacityError, Program, processes, worker_command, worker_variables
 from scalestudy.launch.study import Study
@@ -126,8 +126,9 @@ class RankActor:
             return b""
 
     def stop(self) -> None:
-        """Kill the rank, so that `run` returns with what it left."""
+        """Have the rank say where it stands, and kill it, so that `run` returns with what it left."""
         if self._process is not None:
+            ask_for_stacks([self._process])
             kill_group(self._process)
 
 

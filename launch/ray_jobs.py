@@ -19,6 +19,12 @@ from scalestudy.launch.study import Study
 _LOCAL = "http://127.0.0.1:8265"
 # Results and environments are large, and of this machine.
 _EXCLUDED = [".git", ".venv*", "venv", "results", "build", "dist", "__pycache__"]
+# A job has the PATH of the shell that the cluster was started from, often without activating its environment. The job's
+# parent is a process of Ray's: where its library lies, so does its Python.
+_RAYS_PYTHON = (
+    r"python=$(sed -nE '\%^[^/]*(/.*)/lib(64)?/python3[^/]*/[^/]*-packages/ray/_raylet[.]so$%{s%%\1/bin/python3%p;q}' "
+    r'/proc/$PPID/maps 2> /dev/null); [ -x "$python" ] || python=python3; exec "$python" '
+)
 _POLL_S = 1.0
 _START_S = 60.0
 
@@ -66,9 +72,9 @@ def job(study: Study, study_file: Path, folder: StudyFolder) -> dict[str, Any]:
     base = study_file.resolve().parent
     out = folder.path.resolve()
     inside = [out.relative_to(base).as_posix()] if out.is_relative_to(base) and out != base else []
-    argv = ["python", "-m", "scalestudy.launch", "run", study_file.name, "--launcher", "ray"]
+    argv = ["-m", "scalestudy.launch", "run", study_file.name, "--launcher", "ray", "--out", results(study)]
     return {
-        "entrypoint": shlex.join([*argv, "--out", results(study)]),
+        "entrypoint": _RAYS_PYTHON + shlex.join(argv),
         "runtime_env": {"working_dir": str(base), "excludes": [*_EXCLUDED, *inside]},
         "metadata": {"study": study.name},
     }
@@ -119,8 +125,8 @@ def follow(made: Submitted, tell: Callable[[str], None]) -> bool:
 def fetch(made: Submitted, folder: StudyFolder) -> int:
     """Bring the results of a job home and return how many trials are new; raises InputError."""
     dashboard = client(made.address)
-    argv = ["python", "-m", "scalestudy.launch.pack", str(made.results)]
-    packing = _submitted(dashboard, entrypoint=shlex.join(argv), metadata={"study": "fetch"})
+    argv = ["-m", "scalestudy.launch.pack", str(made.results)]
+    packing = _submitted(dashboard, entrypoint=_RAYS_PYTHON + shlex.join(argv), metadata={"study": "fetch"})
     _ended(dashboard, packing)
     try:
         return unpack(dashboard.get_job_logs(packing) or "", folder)

@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -21,6 +22,7 @@ from scalestudy.launch.errors import InputError
 from scalestudy.launch.launcher import Exit, Program, processes, worker_command, worker_variables
 from scalestudy.launch.slurm_ask import SlurmError
 from scalestudy.launch.study import Container
+from scalestudy.trainers.standing import STACKS_SIGNAL, STACKS_WAIT_S
 from scalestudy.trainers.trial import Trial
 
 LOG_NAME = "srun.log"
@@ -116,6 +118,9 @@ class SlurmLauncher:
             )
         try:
             timed_out, _ = wait_for([step], deadline_s, tick)
+            if timed_out:
+                self._signal_step(trial.id, STACKS_SIGNAL)
+                time.sleep(STACKS_WAIT_S)
         finally:
             self._end(step, trial.id)
             os.close(our_end)
@@ -206,11 +211,15 @@ class SlurmLauncher:
         with suppress(subprocess.TimeoutExpired):
             step.wait(_STOP_S)
         kill_group(step)
+        self._signal_step(name, signal.SIGKILL)
+
+    def _signal_step(self, name: str, number: signal.Signals) -> None:
+        """Send a signal to all that runs in a step, if Slurm still knows it."""
         with suppress(SlurmError):
             listed = ["squeue", "--noheader", "--steps", f"--jobs={self._job_id}", "--format=%i|%j"]
             for step_id, _, step_name in (line.partition("|") for line in slurm_ask.ask(listed).splitlines()):
                 if step_name == name:
-                    slurm_ask.ask(["scancel", "--signal=KILL", step_id])
+                    slurm_ask.ask(["scancel", f"--signal={number.name.removeprefix('SIG')}", step_id])
 
 
 def gpus_of_job(job_id: str, device: str) -> int:

@@ -28,6 +28,8 @@ from scalestudy.cluster.network import reach_directly
 from scalestudy.cluster.rank import Rank, rank_addresses
 from scalestudy.cluster.slurm_step import ADDRESSES, step_environ
 from scalestudy.cluster.telemetry import Sampling
+from scalestudy.cluster.temporary_folder import make_room_for_sockets
+from scalestudy.trainers import standing
 from scalestudy.trainers.collectives import sweep
 from scalestudy.trainers.data import broken_image, epoch_of, undecodable
 from scalestudy.trainers.files import write_atomically
@@ -53,6 +55,8 @@ def main() -> None:
     """Run one rank; exits 1 where others may wait for it."""
     # Where a library crashes, the rank's log says in which of our calls.
     faulthandler.enable()
+    standing.answer_for_stacks()
+    make_room_for_sockets(os.environ)
     folder = Path(sys.argv[1])
     if ADDRESSES in os.environ:
         os.environ.update(step_environ(os.environ))
@@ -61,6 +65,7 @@ def main() -> None:
         threading.Thread(target=_die_with_launcher, daemon=True).start()
     trial = Trial.model_validate_json((folder / "trial.json").read_bytes())
     report = run(trial, rank, folder)
+    standing.enter(standing.DONE)
     remove_scratch()
     # A framework's threads can hang or crash while the interpreter is torn down; the report is safe, so leave.
     sys.stdout.flush()
@@ -153,6 +158,7 @@ class _Phases:
 
     @contextmanager
     def timed(self, name: str, since_s: float | None = None) -> Iterator[None]:
+        standing.enter(name)
         start_s = now_s() if since_s is None else since_s
         self.starts_s[name] = start_s
         self._refused_before = self.refusals()
@@ -193,6 +199,7 @@ def _run(trial: Trial, rank: Rank, folder: Path, phases: _Phases, found: dict[st
 
     with phases.timed("warm_up"):
         trainer.max_over_ranks(0.0)
+    standing.enter(standing.MEASURING)
 
     def begin() -> None:
         found["cpu_before"] = meter.lap()

@@ -1,6 +1,7 @@
 """Real ranks that go wrong after their timed windows: the trial is measured all the same, and soon over."""
 
 import json
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -83,6 +84,23 @@ def test_memory_that_runs_out_in_one_ranks_parts_costs_those_alone(run_ranks: Ru
     assert record.out_of_memory is not None
     assert record.throughput_images_per_s > 0
     assert time.monotonic() - began_s < 30
+
+
+@pytest.mark.parametrize(
+    ("method", "how", "phase"), [("construct", "hang", "rendezvous"), ("step", "hang in C", "first_step")]
+)
+def test_a_hang_is_told_by_where_every_rank_stands(run_ranks: RunRanks, method: str, how: str, phase: str) -> None:
+    """Also where the rank that hangs holds the interpreter's lock; the others wait for it, and are named first."""
+    record, logs = run_ranks({1: {method: how}}, deadline_s=6)
+    assert record.outcome == "timeout"
+    told = (
+        r"not done within deadline_s = 6: rank 0 is in warm_up \(fake_trainer\.py:\d+ max_over_ranks\); "
+        rf"rank 1 never came there: in {phase} \(fake_trainer\.py:\d+ _go\)"
+    )
+    assert re.fullmatch(told, record.reason or ""), record.reason
+    for log in logs:
+        assert "most recent call first" in log
+        assert "trainers/worker.py" in log
 
 
 def test_a_deadline_in_the_parts_of_a_step_costs_those_alone(run_ranks: RunRanks) -> None:

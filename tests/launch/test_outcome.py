@@ -107,10 +107,11 @@ def test_a_rank_that_left_no_report_is_quoted(trial: Trial, tmp_path: Path) -> N
     assert reason == "rank 1 was killed by signal 11; rank-1.log ends: first | Segmentation fault"
 
 
-def test_a_deadline_is_a_timeout_that_says_how_long(trial: Trial, tmp_path: Path) -> None:
+def test_a_deadline_is_a_timeout_that_says_how_long_and_where_every_rank_stood(trial: Trial, tmp_path: Path) -> None:
+    (tmp_path / "rank-1.log").write_text("scalestudy: phase start\nscalestudy: phase import\n")
     outcome, reason, _ = ending(trial, Exit((-9, -9), True, None), [], tmp_path)
     assert outcome == "timeout"
-    assert reason == "not done within deadline_s = 120; rank-0.log is empty"
+    assert reason == "not done within deadline_s = 120: rank 1 is in import; rank 0 never began"
 
 
 def test_a_missing_report_is_a_failure(trial: Trial, reports: tuple[RankReport, ...], tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """The Ray launcher's and its jobs' pure parts; what needs a cluster is in tests/system/test_ray.py."""
 
 import json
+import os
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -70,11 +72,24 @@ def test_local_rank_0_has_the_first_gpu_whichever_actor_was_given_it() -> None:
 def test_a_job_takes_the_studys_folder_along_without_results_and_environments(tmp_path: Path) -> None:
     study = Study(name="s", trainers=("torch-ddp",), models=("cnn",), batch=8, world_sizes=(1,))
     asked = job(study, tmp_path / "my study.yaml", StudyFolder(tmp_path / "runs" / "s"))
-    assert asked["entrypoint"] == (
-        "python -m scalestudy.launch run 'my study.yaml' --launcher ray --out '~/scalestudy/s'"
+    assert asked["entrypoint"].endswith(
+        """exec "$python" -m scalestudy.launch run 'my study.yaml' --launcher ray --out '~/scalestudy/s'"""
     )
     assert asked["runtime_env"]["working_dir"] == str(tmp_path)
     assert {".git", ".venv*", "results", "runs/s"} <= set(asked["runtime_env"]["excludes"])
+
+
+def test_a_jobs_command_runs_the_first_python3_where_its_parent_is_none_of_rays(tmp_path: Path) -> None:
+    study = Study(name="s", trainers=("torch-ddp",), models=("cnn",), batch=8, world_sizes=(1,))
+    command = job(study, tmp_path / "s.yaml", StudyFolder(tmp_path / "out"))["entrypoint"]
+    python = tmp_path / "python3"
+    python.write_text('#!/bin/sh\necho "$@"\n')
+    python.chmod(0o755)
+    environ = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    told = subprocess.run(
+        ["sh", "-c", 'sh -c "$0"; exit', command], env=environ, capture_output=True, encoding="utf-8", timeout=60
+    )
+    assert told.stdout == "-m scalestudy.launch run s.yaml --launcher ray --out ~/scalestudy/s\n", told.stderr
 
 
 @pytest.fixture

@@ -163,8 +163,10 @@ class RayCluster:
         self.dashboard = f"http://127.0.0.1:{dashboard}"
         self.environ = {
             **os.environ,
-            # What a job calls `python` is ours.
-            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            # As one that was started without activating its environment.
+            "PATH": ":".join(
+                folder for folder in os.environ["PATH"].split(":") if folder != str(Path(sys.executable).parent)
+            ),
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_ADDRESS": self.address,
             "RAY_API_SERVER_ADDRESS": self.dashboard,

@@ -62,7 +62,7 @@ def test_a_study_of_both_frameworks_over_one_and_two_nodes_by_ray_job_submit(
         }
     )
     out = tmp_path / "out"
-    run = ["python", "-m", "scalestudy.launch", "run", "s.yaml", "--launcher", "ray", "--out", out]
+    run = [sys.executable, "-m", "scalestudy.launch", "run", "s.yaml", "--launcher", "ray", "--out", out]
     told = cluster.tell(RAY, "job", "submit", "--working-dir", tmp_path, "--", *run)
     assert told.count(": ok, ") == 6
     found = records(out)
@@ -175,14 +175,19 @@ def test_a_killed_driver_leaves_no_rank_and_goes_on_when_started_again(
     assert len(list(out.glob("trials/*.unfinished-1"))) == 1
 
 
-def test_a_trial_over_its_deadline_is_a_timeout_with_its_log(
+def test_a_trial_over_its_deadline_is_a_timeout_that_says_where_its_ranks_stand(
     cluster: RayCluster, write_study: WriteStudy, records: Records, tmp_path: Path
 ) -> None:
-    study = write_study(**TWO, world_sizes=[2], measurement={"deadline_s": 1})
+    study = write_study(**TWO, world_sizes=[2], measurement={"deadline_s": 8, "window_s": 60})
     cluster.tell(SCALESTUDY, "run", study, "--launcher", "ray", "--out", tmp_path / "out", expected=1)
     [record] = records(tmp_path / "out")
-    assert record.outcome == "timeout"
-    assert list((tmp_path / "out").glob("trials/*/rank-1.log"))
+    assert record.outcome == "timeout", record.reason
+    assert re.search(r"deadline_s = 8: ranks? [01–]+ (is|are) in \w+ \(\S+\.py:\d+ \w+", record.reason or ""), (
+        record.reason
+    )
+    for rank in range(2):
+        [log] = (tmp_path / "out").glob(f"trials/*/rank-{rank}.log")
+        assert "(most recent call first)" in log.read_text()
 
 
 def test_what_does_not_fit_is_skipped_with_the_reason_and_waits_as_long_as_it_may(

@@ -3,6 +3,7 @@
 FAKE_FAILURES names what goes wrong, as {"rank": {"method": "how"}}; FAKE_FOLDER is where the ranks meet.
 """
 
+import ctypes
 import json
 import os
 import signal
@@ -137,6 +138,11 @@ class FakeTrainer:
                 # Without a signal handler's chance: as a library that holds the interpreter's lock.
                 signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
                 time.sleep(600)
+            case "hang in C":
+                # With the interpreter's lock held: no other thread of Python's runs.
+                lock = ctypes.create_string_buffer(64)
+                ctypes.PyDLL(None).pthread_mutex_lock(lock)
+                ctypes.PyDLL(None).pthread_mutex_lock(lock)
 
 
 class FakeAllReduce:
