@@ -103,8 +103,8 @@ def test_a_quota_leaves_fewer_cpus_to_a_study(tmp_path: Path) -> None:
     try:
         (group / "cpu.cfs_quota_us").write_text("130000")
         enter = f'echo $$ > {group}/cgroup.procs && exec "$@"'
-        argv: list[str | Path] = ["bash", "-c", enter, "_", *SCALESTUDY, "run", study(tmp_path, "quota", [1, 2]), "--dry-run"]
-        told = subprocess.run(argv, capture_output=True, encoding="utf-8", timeout=120)
+        argv: list[str | Path] = [*SCALESTUDY, "run", study(tmp_path, "quota", [1, 2]), "--dry-run"]
+        told = subprocess.run(["bash", "-c", enter, "_", *argv], capture_output=True, encoding="utf-8", timeout=120)
     finally:
         group.rmdir()
     assert told.returncode == 2
