@@ -1,11 +1,12 @@
 """Ranks on two hosts that are network namespaces: names that stand for the loopback, and IPv6 alone."""
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -14,7 +15,7 @@ from scalestudy.cluster.ports import free_ports
 from scalestudy.cluster.slurm_step import ADDRESSES
 from scalestudy.launch.folder import StudyFolder
 from scalestudy.launch.launcher import worker_command, worker_variables
-from scalestudy.trainers.record import RankReport
+from scalestudy.trainers.record import RankReport, Record
 from scalestudy.trainers.trial import Trial
 
 pytestmark = pytest.mark.slow
@@ -63,8 +64,6 @@ class Hosts:
 
     def start(self, trial: Trial, folder: Path, index: int, hosts: list[str]) -> "subprocess.Popen[bytes]":
         """Start a rank as a task of Slurm's on one host."""
-        own_hosts = self._folder / f"hosts-{index}"
-        shell = f'mount --bind {own_hosts} /etc/hosts && exec "$@"'
         task = {
             "SLURM_PROCID": str(index),
             "SLURM_LOCALID": "0",
@@ -75,23 +74,19 @@ class Hosts:
             ADDRESSES: ",".join(hosts),
         }
         with (folder / f"rank-{index}.log").open("wb") as log:
-            return subprocess.Popen(
-                [
-                    "ip",
-                    "netns",
-                    "exec",
-                    self._names[index],
-                    "bash",
-                    "-c",
-                    shell,
-                    "_",
-                    *worker_command(sys.executable, trial, folder),
-                ],
+            return self.begin(
+                index,
+                *worker_command(sys.executable, trial, folder),
                 env={**os.environ, **worker_variables({}, trial, 2), "SCALESTUDY_LIFELINE": "", **task},
-                stdin=subprocess.DEVNULL,
                 stdout=log,
-                stderr=subprocess.STDOUT,
             )
+
+    def begin(self, index: int, *command: str, **options: Any) -> "subprocess.Popen[bytes]":
+        """Start a program on one host."""
+        own_hosts = self._folder / f"hosts-{index}"
+        shell = f'hostname node{index + 1} && mount --bind {own_hosts} /etc/hosts && exec "$@"'
+        inside = ["ip", "netns", "exec", self._names[index], "unshare", "--uts", "bash", "-c", shell, "_"]
+        return subprocess.Popen([*inside, *command], stdin=subprocess.DEVNULL, stderr=subprocess.STDOUT, **options)
 
     def end(self) -> None:
         """Remove both."""
@@ -139,7 +134,7 @@ def trained(there: Hosts, trial: Trial, tmp_path: Path, names: tuple[str, str]) 
     return Ended(codes, reports, logs)
 
 
-@pytest.mark.parametrize("trainer", ["torch-ddp", "horovod-torch", "tf-multiworker"])
+@pytest.mark.parametrize("trainer", ["torch-ddp", "tf-multiworker"])
 def test_nodes_whose_own_name_is_the_loopback_train_together(
     trainer: str, hosts: Callable[..., Hosts], make_trial: MakeTrial, tmp_path: Path
 ) -> None:
@@ -150,3 +145,54 @@ def test_nodes_whose_own_name_is_the_loopback_train_together(
     for report in ended.reports:
         assert report.software is not None
         assert report.software.variables["GLOO_SOCKET_IFNAME"] == "ss0"
+
+
+@pytest.mark.parametrize("trainer", ["torch-ddp", "tf-multiworker"])
+def test_nodes_with_ipv6_addresses_alone_train_together(
+    trainer: str, hosts: Callable[..., Hosts], make_trial: MakeTrial, tmp_path: Path
+) -> None:
+    there = hosts("fd00:214::1", "fd00:214::2", own="::1")
+    trial = make_trial(trainer=trainer, world_size=2, devices_per_node=1)
+    ended = trained(there, trial, tmp_path, ("node1", "node2"))
+    assert ended.codes == [0, 0], ended.logs
+    assert all(report.windows for report in ended.reports)
+
+
+@pytest.mark.horovod
+@pytest.mark.parametrize(
+    ("addresses", "own", "why"),
+    [
+        (("10.214.0.1", "10.214.0.2"), "127.0.1.1", r"this node's own name, node[12], stands for 127\.0\.1\.1, where"),
+        (("fd00:214::1", "fd00:214::2"), "::1", r"node[12] has no IPv4 address, and Horovod's ranks meet over IPv4"),
+    ],
+)
+def test_what_horovod_cannot_do_is_refused_at_once(
+    addresses: tuple[str, str],
+    own: str,
+    why: str,
+    hosts: Callable[..., Hosts],
+    make_trial: MakeTrial,
+    tmp_path: Path,
+) -> None:
+    there = hosts(*addresses, own=own)
+    trial = make_trial(trainer="horovod-torch", world_size=2, devices_per_node=1)
+    ended = trained(there, trial, tmp_path, ("node1", "node2"))
+    assert ended.codes == [1, 1], ended.logs
+    for report in ended.reports:
+        assert report.error is not None
+        assert re.match(f"ValueError: {why}", report.error.message)
+
+
+def test_a_study_runs_on_a_host_whose_loopback_is_ipv6s(
+    hosts: Callable[..., Hosts],
+    write_study: Callable[..., Path],
+    records: Callable[[Path], list[Record]],
+    tmp_path: Path,
+) -> None:
+    there = hosts("fd00:214::1", "fd00:214::2", own="fd00:214::1")
+    study = write_study(trainers=["torch-ddp", "tf-multiworker", "tf-mirrored"], models="cnn", world_sizes=[2])
+    scalestudy = str(Path(sys.executable).with_name("scalestudy"))
+    with there.begin(0, scalestudy, "run", str(study), "--out", str(tmp_path / "out"), stdout=subprocess.PIPE) as run:
+        told, _ = run.communicate(timeout=300)
+    found = [(record.trial.trainer, record.outcome, record.reason) for record in records(tmp_path / "out")]
+    assert [outcome for _, outcome, _ in found] == 3 * ["ok"], (found, told)
