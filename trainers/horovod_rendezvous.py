@@ -60,12 +60,13 @@ def check_addresses(hosts: Sequence[str]) -> None:
                 "use torch-ddp or tf-multiworker, or give the nodes IPv4 addresses"
             )
     several = len(found) > 1 and not _loopback(chain.from_iterable(found.values()))
-    own = _addresses(socket.gethostname(), socket.AF_UNSPEC)
+    name = socket.gethostname()
+    own = _addresses(name, socket.AF_UNSPEC)
     if several and _loopback(own):
         raise ValueError(
-            f"this node's own name, {socket.gethostname()}, stands for {own[0] if own else 'no address'}, where Horovod "
-            "would listen and no other node comes; have /etc/hosts name the node's address in the network, or use "
-            "torch-ddp or tf-multiworker"
+            f"this node's own name, {name}, stands for {own[0] if own else 'no address'}, where Horovod would listen "
+            "and no other node comes; have /etc/hosts name the node's address in the network, or use torch-ddp or "
+            "tf-multiworker"
         )
 
 

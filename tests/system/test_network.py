@@ -4,14 +4,16 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
 from scalestudy.cluster.network import joined
-from scalestudy.cluster.ports import free_ports
+from scalestudy.cluster.ports import FIRST, LAST, free_ports
 from scalestudy.cluster.slurm_step import ADDRESSES
 from scalestudy.launch.folder import StudyFolder
 from scalestudy.launch.launcher import worker_command, worker_variables
@@ -87,6 +89,10 @@ class Hosts:
         shell = f'hostname node{index + 1} && mount --bind {own_hosts} /etc/hosts && exec "$@"'
         inside = ["ip", "netns", "exec", self._names[index], "unshare", "--uts", "bash", "-c", shell, "_"]
         return subprocess.Popen([*inside, *command], stdin=subprocess.DEVNULL, stderr=subprocess.STDOUT, **options)
+
+    def set(self, index: int, name: str, value: str) -> None:
+        """Set a parameter of one host's network."""
+        _run("ip", "netns", "exec", self._names[index], "sysctl", "--quiet", "--write", f"{name}={value}")
 
     def end(self) -> None:
         """Remove both."""
@@ -183,16 +189,64 @@ def test_what_horovod_cannot_do_is_refused_at_once(
         assert re.match(f"ValueError: {why}", report.error.message)
 
 
+@pytest.fixture
+def run_study(
+    write_study: Callable[..., Path], records: Callable[[Path], list[Record]], tmp_path: Path
+) -> Callable[..., set[int]]:
+    """Return a runner of studies on node1 that all end well; it returns the ports on which anybody listened there."""
+
+    def run(there: Hosts, trainers: list[str]) -> set[int]:
+        study = write_study(trainers=trainers, models="cnn", world_sizes=[2])
+        scalestudy, out = Path(sys.executable).with_name("scalestudy"), tmp_path / "out"
+        seen = set()
+        with (
+            (tmp_path / "told").open("wb") as told,
+            there.begin(0, str(scalestudy), "run", str(study), "--out", str(out), stdout=told) as process,
+        ):
+            while process.poll() is None:
+                seen |= listening(process.pid)
+                time.sleep(0.01)
+        found = [(record.trial.trainer, record.outcome, record.reason) for record in records(out)]
+        assert sorted(found) == sorted((trainer, "ok", None) for trainer in trainers), (tmp_path / "told").read_text()
+        return seen
+
+    return run
+
+
+def listening(pid: int) -> set[int]:
+    """Return the TCP ports on which anybody listens where a process is."""
+    found: set[int] = set()
+    # The process may end meanwhile.
+    with suppress(OSError):
+        # Before it has entered its host's network it is in ours.
+        if Path(f"/proc/{pid}/ns/net").samefile("/proc/self/ns/net"):
+            return found
+        for name in ("tcp", "tcp6"):
+            lines = Path(f"/proc/{pid}/net/{name}").read_text().splitlines()[1:]
+            for _, address, _, state, *_ in map(str.split, lines):
+                if state == "0A":
+                    found.add(int(address.rpartition(":")[2], 16))
+    return found
+
+
 def test_a_study_runs_on_a_host_whose_loopback_is_ipv6s(
-    hosts: Callable[..., Hosts],
-    write_study: Callable[..., Path],
-    records: Callable[[Path], list[Record]],
-    tmp_path: Path,
+    hosts: Callable[..., Hosts], run_study: Callable[..., set[int]]
 ) -> None:
-    there = hosts("fd00:214::1", "fd00:214::2", own="fd00:214::1")
-    study = write_study(trainers=["torch-ddp", "tf-multiworker", "tf-mirrored"], models="cnn", world_sizes=[2])
-    scalestudy = str(Path(sys.executable).with_name("scalestudy"))
-    with there.begin(0, scalestudy, "run", str(study), "--out", str(tmp_path / "out"), stdout=subprocess.PIPE) as run:
-        told, _ = run.communicate(timeout=300)
-    found = [(record.trial.trainer, record.outcome, record.reason) for record in records(tmp_path / "out")]
-    assert [outcome for _, outcome, _ in found] == 3 * ["ok"], (found, told)
+    run_study(hosts("fd00:214::1", "fd00:214::2", own="fd00:214::1"), ["torch-ddp", "tf-multiworker"])
+
+
+@pytest.mark.horovod
+@pytest.mark.parametrize(
+    ("trainer", "by_the_kernel"),
+    [("torch-ddp", True), ("tf-multiworker", False), ("horovod-torch", True)],
+)
+def test_ranks_listen_where_slurms_page_says(
+    trainer: str, by_the_kernel: bool, hosts: Callable[..., Hosts], run_study: Callable[..., set[int]]
+) -> None:
+    there = hosts("10.214.0.1", "10.214.0.2", own="10.214.0.1")
+    ours, kernels = range(FIRST, LAST), range(42_000, 42_100)
+    there.set(0, "net.ipv4.ip_local_port_range", f"{kernels[0]} {kernels[-1]}")
+    seen = run_study(there, [trainer])
+    assert seen & set(ours)
+    assert not seen - set(ours) - set(kernels)
+    assert bool(seen & set(kernels)) == by_the_kernel, seen
