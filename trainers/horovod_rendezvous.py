@@ -5,10 +5,12 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
-from scalestudy.cluster.rank import Rank
+from scalestudy.cluster.network import parted
+from scalestudy.cluster.rank import Rank, rank_addresses
 from scalestudy.trainers.options import HorovodOptions
 from scalestudy.trainers.trial import Trial
 
@@ -33,7 +35,7 @@ def _meet(rank: Rank, options: HorovodOptions, timeout_s: float) -> None:
     """
     os.environ.update(variables(rank, options, os.environ))
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    check_address(host)
+    check_addresses([parted(address)[0] for address in rank_addresses(os.environ)])
     if rank.rank == 0:
         from horovod.runner.http.http_server import RendezvousHandler, RendezvousHTTPServer
 
@@ -44,15 +46,40 @@ def _meet(rank: Rank, options: HorovodOptions, timeout_s: float) -> None:
     os.environ["HOROVOD_GLOO_TIMEOUT_SECONDS"] = str(int(timeout_s))
 
 
-def check_address(host: str) -> None:
-    """Raise ValueError where rank 0 has no IPv4 address: the client in Horovod's library asks for nothing else."""
-    try:
-        socket.getaddrinfo(host, None, socket.AF_INET)
-    except socket.gaierror:
+def check_addresses(hosts: Sequence[str]) -> None:
+    """Raise ValueError where Horovod's ranks would not find each other; `hosts` has that of every rank.
+
+    The client in its library asks for IPv4 alone, and one of its Gloo devices (that of the global process set, in
+    0.28.1) forgets the interface it was given, and listens at the address of the node's own name.
+    """
+    found = {host: _addresses(host, socket.AF_INET) for host in dict.fromkeys(hosts)}
+    for host, addresses in found.items():
+        if not addresses:
+            raise ValueError(
+                f"{host} has no IPv4 address, and Horovod's ranks meet over IPv4 alone; "
+                "use torch-ddp or tf-multiworker, or give the nodes IPv4 addresses"
+            )
+    several = len(found) > 1 and not _loopback(chain.from_iterable(found.values()))
+    name = socket.gethostname()
+    own = _addresses(name, socket.AF_UNSPEC)
+    if several and _loopback(own):
         raise ValueError(
-            f"rank 0 is at {host}, which has no IPv4 address, and Horovod's ranks meet over IPv4 alone; "
-            "use torch-ddp or tf-multiworker, or give the nodes IPv4 addresses"
-        ) from None
+            f"this node's own name, {name}, stands for {own[0] if own else 'no address'}, where Horovod would listen "
+            "and no other node comes; have /etc/hosts name the node's address in the network, or use torch-ddp or "
+            "tf-multiworker"
+        )
+
+
+def _addresses(host: str, family: socket.AddressFamily) -> list[str]:
+    try:
+        return [str(found[4][0]) for found in socket.getaddrinfo(host, None, family, socket.SOCK_STREAM)]
+    except socket.gaierror:
+        return []
+
+
+def _loopback(addresses: Iterable[str]) -> bool:
+    """Return whether no address leads off this host."""
+    return all(ipaddress.ip_address(address.partition("%")[0]).is_loopback for address in addresses)
 
 
 def listens_at(host: str) -> str:

@@ -1,20 +1,23 @@
 """Ranks on two hosts that are network namespaces: names that stand for the loopback, and IPv6 alone."""
 
 import os
+import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
 from scalestudy.cluster.network import joined
-from scalestudy.cluster.ports import free_ports
+from scalestudy.cluster.ports import FIRST, LAST, free_ports
 from scalestudy.cluster.slurm_step import ADDRESSES
 from scalestudy.launch.folder import StudyFolder
 from scalestudy.launch.launcher import worker_command, worker_variables
-from scalestudy.trainers.record import RankReport
+from scalestudy.trainers.record import RankReport, Record
 from scalestudy.trainers.trial import Trial
 
 pytestmark = pytest.mark.slow
@@ -63,8 +66,6 @@ class Hosts:
 
     def start(self, trial: Trial, folder: Path, index: int, hosts: list[str]) -> "subprocess.Popen[bytes]":
         """Start a rank as a task of Slurm's on one host."""
-        own_hosts = self._folder / f"hosts-{index}"
-        shell = f'mount --bind {own_hosts} /etc/hosts && exec "$@"'
         task = {
             "SLURM_PROCID": str(index),
             "SLURM_LOCALID": "0",
@@ -75,23 +76,23 @@ class Hosts:
             ADDRESSES: ",".join(hosts),
         }
         with (folder / f"rank-{index}.log").open("wb") as log:
-            return subprocess.Popen(
-                [
-                    "ip",
-                    "netns",
-                    "exec",
-                    self._names[index],
-                    "bash",
-                    "-c",
-                    shell,
-                    "_",
-                    *worker_command(sys.executable, trial, folder),
-                ],
+            return self.begin(
+                index,
+                *worker_command(sys.executable, trial, folder),
                 env={**os.environ, **worker_variables({}, trial, 2), "SCALESTUDY_LIFELINE": "", **task},
-                stdin=subprocess.DEVNULL,
                 stdout=log,
-                stderr=subprocess.STDOUT,
             )
+
+    def begin(self, index: int, *command: str, **options: Any) -> "subprocess.Popen[bytes]":
+        """Start a program on one host."""
+        own_hosts = self._folder / f"hosts-{index}"
+        shell = f'hostname node{index + 1} && mount --bind {own_hosts} /etc/hosts && exec "$@"'
+        inside = ["ip", "netns", "exec", self._names[index], "unshare", "--uts", "bash", "-c", shell, "_"]
+        return subprocess.Popen([*inside, *command], stdin=subprocess.DEVNULL, stderr=subprocess.STDOUT, **options)
+
+    def set(self, index: int, name: str, value: str) -> None:
+        """Set a parameter of one host's network."""
+        _run("ip", "netns", "exec", self._names[index], "sysctl", "--quiet", "--write", f"{name}={value}")
 
     def end(self) -> None:
         """Remove both."""
@@ -139,7 +140,7 @@ def trained(there: Hosts, trial: Trial, tmp_path: Path, names: tuple[str, str]) 
     return Ended(codes, reports, logs)
 
 
-@pytest.mark.parametrize("trainer", ["torch-ddp", "horovod-torch", "tf-multiworker"])
+@pytest.mark.parametrize("trainer", ["torch-ddp", "tf-multiworker"])
 def test_nodes_whose_own_name_is_the_loopback_train_together(
     trainer: str, hosts: Callable[..., Hosts], make_trial: MakeTrial, tmp_path: Path
 ) -> None:
@@ -150,3 +151,102 @@ def test_nodes_whose_own_name_is_the_loopback_train_together(
     for report in ended.reports:
         assert report.software is not None
         assert report.software.variables["GLOO_SOCKET_IFNAME"] == "ss0"
+
+
+@pytest.mark.parametrize("trainer", ["torch-ddp", "tf-multiworker"])
+def test_nodes_with_ipv6_addresses_alone_train_together(
+    trainer: str, hosts: Callable[..., Hosts], make_trial: MakeTrial, tmp_path: Path
+) -> None:
+    there = hosts("fd00:214::1", "fd00:214::2", own="::1")
+    trial = make_trial(trainer=trainer, world_size=2, devices_per_node=1)
+    ended = trained(there, trial, tmp_path, ("node1", "node2"))
+    assert ended.codes == [0, 0], ended.logs
+    assert all(report.windows for report in ended.reports)
+
+
+@pytest.mark.horovod
+@pytest.mark.parametrize(
+    ("addresses", "own", "why"),
+    [
+        (("10.214.0.1", "10.214.0.2"), "127.0.1.1", r"this node's own name, node[12], stands for 127\.0\.1\.1, where"),
+        (("fd00:214::1", "fd00:214::2"), "::1", r"node[12] has no IPv4 address, and Horovod's ranks meet over IPv4"),
+    ],
+)
+def test_what_horovod_cannot_do_is_refused_at_once(
+    addresses: tuple[str, str],
+    own: str,
+    why: str,
+    hosts: Callable[..., Hosts],
+    make_trial: MakeTrial,
+    tmp_path: Path,
+) -> None:
+    there = hosts(*addresses, own=own)
+    trial = make_trial(trainer="horovod-torch", world_size=2, devices_per_node=1)
+    ended = trained(there, trial, tmp_path, ("node1", "node2"))
+    assert ended.codes == [1, 1], ended.logs
+    for report in ended.reports:
+        assert report.error is not None
+        assert re.match(f"ValueError: {why}", report.error.message)
+
+
+@pytest.fixture
+def run_study(
+    write_study: Callable[..., Path], records: Callable[[Path], list[Record]], tmp_path: Path
+) -> Callable[..., set[int]]:
+    """Return a runner of studies on node1 that all end well; it returns the ports on which anybody listened there."""
+
+    def run(there: Hosts, trainers: list[str]) -> set[int]:
+        study = write_study(trainers=trainers, models="cnn", world_sizes=[2])
+        scalestudy, out = Path(sys.executable).with_name("scalestudy"), tmp_path / "out"
+        seen = set()
+        with (
+            (tmp_path / "told").open("wb") as told,
+            there.begin(0, str(scalestudy), "run", str(study), "--out", str(out), stdout=told) as process,
+        ):
+            while process.poll() is None:
+                seen |= listening(process.pid)
+                time.sleep(0.01)
+        found = [(record.trial.trainer, record.outcome, record.reason) for record in records(out)]
+        assert sorted(found) == sorted((trainer, "ok", None) for trainer in trainers), (tmp_path / "told").read_text()
+        return seen
+
+    return run
+
+
+def listening(pid: int) -> set[int]:
+    """Return the TCP ports on which anybody listens where a process is."""
+    found: set[int] = set()
+    # The process may end meanwhile.
+    with suppress(OSError):
+        # Before it has entered its host's network it is in ours.
+        if Path(f"/proc/{pid}/ns/net").samefile("/proc/self/ns/net"):
+            return found
+        for name in ("tcp", "tcp6"):
+            lines = Path(f"/proc/{pid}/net/{name}").read_text().splitlines()[1:]
+            for _, address, _, state, *_ in map(str.split, lines):
+                if state == "0A":
+                    found.add(int(address.rpartition(":")[2], 16))
+    return found
+
+
+def test_a_study_runs_on_a_host_whose_loopback_is_ipv6s(
+    hosts: Callable[..., Hosts], run_study: Callable[..., set[int]]
+) -> None:
+    run_study(hosts("fd00:214::1", "fd00:214::2", own="fd00:214::1"), ["torch-ddp", "tf-multiworker"])
+
+
+@pytest.mark.horovod
+@pytest.mark.parametrize(
+    ("trainer", "by_the_kernel"),
+    [("torch-ddp", True), ("tf-multiworker", False), ("horovod-torch", True)],
+)
+def test_ranks_listen_where_slurms_page_says(
+    trainer: str, by_the_kernel: bool, hosts: Callable[..., Hosts], run_study: Callable[..., set[int]]
+) -> None:
+    there = hosts("10.214.0.1", "10.214.0.2", own="10.214.0.1")
+    ours, kernels = range(FIRST, LAST), range(42_000, 42_100)
+    there.set(0, "net.ipv4.ip_local_port_range", f"{kernels[0]} {kernels[-1]}")
+    seen = run_study(there, [trainer])
+    assert seen & set(ours)
+    assert not seen - set(ours) - set(kernels)
+    assert bool(seen & set(kernels)) == by_the_kernel, seen

@@ -12,10 +12,11 @@ import psutil
 import pytest
 
 from scalestudy.launch.launcher import Exit
+from scalestudy.launch.outcome import ending
 from scalestudy.launch.slurm import SlurmLauncher
 from scalestudy.launch.study import Container
 from scalestudy.trainers.record import Record
-from scalestudy.trainers.trial import Trial
+from scalestudy.trainers.trial import Measurement, Trial
 
 pytestmark = pytest.mark.slow
 
@@ -59,7 +60,8 @@ def launcher(cluster: SlurmCluster, monkeypatch: pytest.MonkeyPatch) -> Iterator
         interpreter.write_text(f"#!/bin/bash\nfolder=$3\n{script}\n")
         interpreter.chmod(0o755)
         own = {} if container else {"torch-ddp": str(interpreter)}
-        return SlurmLauncher(own, container, {**environ, "PATH": os.environ["PATH"]})
+        found = {name: os.environ[name] for name in ("PATH", "PYTHONPATH") if name in os.environ}
+        return SlurmLauncher(own, container, environ | found)
 
     yield make
     cluster.tell("scancel", job)
@@ -105,6 +107,21 @@ def test_the_deadline_ends_all_tasks_and_what_they_started(
         pid = int((tmp_path / f"child-{rank}").read_text())
         cluster.until(lambda pid=pid: not psutil.pid_exists(pid), 15)
     assert ".0" not in cluster.tell("squeue", "--steps", "--noheader", "--format=%i").replace(".extern", "")
+
+
+def test_at_the_deadline_every_task_says_where_it_stands(
+    launch: Launch, tmp_path: Path, make_trial: Callable[..., Trial]
+) -> None:
+    long = Measurement(window_s=60, windows=2, deadline_s=10, cause_windows=0)
+    trial = make_trial(world_size=4, devices_per_node=2, measurement=long)
+    (tmp_path / "trial.json").write_text(trial.model_dump_json(by_alias=True))
+    # The last one never comes.
+    script = f'[ $SLURM_PROCID = 3 ] && exec sleep 61; exec {sys.executable} "$@"'
+    ended = launch(script, deadline_s=10, measurement=long)
+    assert ended.timed_out
+    reason = ending(trial, ended, (), tmp_path).reason or ""
+    where = r"in rendezvous \(torch_ddp.py:\d+ __init__, in torch/distributed/\S+ \w+\)"
+    assert re.search(rf"rank 0 is {where}; ranks 1–2 are {where}; rank 3 never began$", reason), reason
 
 
 def test_a_program_that_is_not_there_fails_the_trial_with_its_log(launch: Launch) -> None:
