@@ -107,11 +107,11 @@ def without_options(environ: Mapping[str, str]) -> dict[str, str]:
 
 def nodes(*, names: str | None = None, partition: str | None = None) -> list[Node]:
     """Return nodes in Slurm's order, those of a node list or of a partition (None: all); raises SlurmError for none."""
-    argv = [*_SINFO, "--Node", f"--format={_NODE_FORMAT}"]
+    # Slurm 22.05 takes only one of the two; a partition that is named is shown though it be hidden.
+    which = "--all" if partition is None else f"--partition={partition}"
+    argv = ["sinfo", which, "--noheader", "--Node", f"--format={_NODE_FORMAT}"]
     if names is not None:
         argv.append(f"--nodes={names}")
-    if partition is not None:
-        argv.append(f"--partition={partition}")
     if names in _UNSAID:
         # sinfo would take it for all nodes.
         raise SlurmError("the job has no nodes")
@@ -138,7 +138,7 @@ def job(job_id: str) -> Job:
 
 def default_partition() -> str | None:
     """Return the partition that a job goes to which names none."""
-    for name in ask([*_SINFO, "--format=%P"]).split():
+    for name in ask(["sinfo", "--all", "--noheader", "--format=%P"]).split():
         if name.endswith("*"):
             return name.removesuffix("*")
     return None
@@ -239,5 +239,4 @@ def _shown(job_id: str) -> str:
 _NODE_FORMAT = "%N|%o|%T|%c|%G|%X|%Y"
 _JOB_FORMAT = "%i|%T|%r|%N|%P|%h|%M"
 # --all: of hidden partitions too, where a job of ours may be.
-_SINFO = ["sinfo", "--all", "--noheader"]
 _SQUEUE = ["squeue", "--all", "--noheader", f"--format={_JOB_FORMAT}"]
