@@ -129,7 +129,7 @@ def rank_main(folder: Path, count: int) -> None:
     """Take the windows of one rank in turn, and write every round's seconds."""
     trial = Trial.model_validate_json((folder / "trial.json").read_bytes())
     rank = Rank.from_environ(os.environ)
-    take_place(trial, rank, os.environ)
+    take_place(trial, rank, os.environ, folder)
     trainer: Any = TRAINERS[trial.trainer].load()(trial, rank)
     trainer.build()
     if trial.trainer in ("torch-ddp", "horovod-torch"):

@@ -37,7 +37,7 @@ def rank_main(folder: Path, count: int) -> None:
     trial = Trial.model_validate_json((folder / "trial.json").read_bytes())
     rank = Rank.from_environ(os.environ)
     samplers = [HeldSampler(folder, number, rate) for number, rate in enumerate(RATES_HZ)] if rank.rank == 0 else []
-    take_place(trial, rank, os.environ)
+    take_place(trial, rank, os.environ, folder)
     trainer: Any = TRAINERS[trial.trainer].load()(trial, rank)
     trainer.build()
     # Past the samplers' own imports.
