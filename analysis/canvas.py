@@ -6,18 +6,47 @@ backend which is not installed in this environment.
 
 import io
 import os
+import sys
+import tempfile
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager
 from pathlib import Path
 from typing import Any
 
-_asked = os.environ.pop("MPLBACKEND", None)
-try:
-    import matplotlib as mpl
-finally:
-    if _asked is not None:
-        os.environ["MPLBACKEND"] = _asked
+
+@contextmanager
+def _without(*names: str) -> Iterator[None]:
+    """Run without some variables, which are there again afterwards."""
+    kept = {name: value for name in names if (value := os.environ.pop(name, None)) is not None}
+    try:
+        yield
+    finally:
+        for name in names:
+            os.environ.pop(name, None)
+        os.environ.update(kept)
+
+
+@contextmanager
+def _nobodys_settings() -> Iterator[None]:
+    """Run where matplotlib finds no file of a user's: it looks into the working folder, too."""
+    names = ("MPLCONFIGDIR", "MATPLOTLIBRC")
+    with tempfile.TemporaryDirectory(prefix="scalestudy-matplotlib-") as empty, _without(*names), chdir(empty):
+        os.environ["MPLCONFIGDIR"] = empty
+        yield
+
+
+with _without("MPLBACKEND"):
+    try:
+        import matplotlib.pyplot
+    except ValueError:
+        # A matplotlibrc, or a style of a user's, that is no text. What of it was imported knows only half of itself.
+        for name in [name for name in sys.modules if name.partition(".")[0] == "matplotlib"]:
+            del sys.modules[name]
+        with _nobodys_settings():
+            import matplotlib.pyplot
+import matplotlib as mpl  # noqa: E402
+
 # Not asked of a matplotlibrc either; nothing here is drawn by pyplot, which seaborn imports.
 mpl.use("agg")
 

@@ -7,6 +7,8 @@ from scalestudy.trainers.record import RankReport, Record
 
 # Of the time of the rank's CPUs, and at least so many seconds: the kernel counts a CPU's time in ticks of 10 ms.
 _OTHERS_SHARE, _OTHERS_S = 0.1, 0.05
+# Of one CPU's time, where the rank's threads had to wait as well: all of them wait for the one that shares its CPU.
+_OTHERS_CPUS = 0.2
 # Of a span's time.
 _DELAY_SHARE, _THROTTLED_SHARE, _STALLED_SHARE = 0.2, 0.005, 0.02
 _STALLED = {"memory": "memory (it swaps, or reclaims what is cached)", "io": "disks"}
@@ -45,7 +47,9 @@ def _others(reports: Sequence[RankReport], span: str, kind: str, when: str) -> I
             own_s = sum(own.own_s for other in beside if (own := getattr(other, span)))
             others_s = use.busy_s - own_s
             share = others_s / (len(cpus) * use.elapsed_s)
-            if share > _OTHERS_SHARE and others_s > _OTHERS_S:
+            waited = use.run_delay_s is not None and use.run_delay_s > _DELAY_SHARE * use.elapsed_s
+            on_one = waited and others_s > _OTHERS_CPUS * use.elapsed_s
+            if (share > _OTHERS_SHARE or on_one) and others_s > _OTHERS_S:
                 yield kind, f"other work took {min(share, 1):.0%} of the time of the CPUs of {place} {when}"
         elif use.run_delay_s is not None and use.run_delay_s > _DELAY_SHARE * use.elapsed_s:
             yield kind, f"{place} was ready and waited {use.run_delay_s:.2g} s for a CPU {when}"

@@ -384,7 +384,10 @@ def _of_cpus(node: Node, column: str, cpus: list[int] | None) -> Values:
     if known.any() and (cpus is None or (cpus and set(cpus) <= places.keys())):
         by_cpu: Values = np.stack(samples[column].to_numpy()[known])
         wanted = slice(None) if cpus is None else [places[cpu] for cpu in cpus]
-        mean[known] = by_cpu[:, wanted].mean(axis=1)
+        chosen = by_cpu[:, wanted].astype(np.float64)
+        # One that went offline counts no more, from its first sample on: a sum that loses a part would fall.
+        chosen = chosen[:, ~np.isnan(chosen).any(axis=0)]
+        mean[known] = chosen.mean(axis=1) if chosen.size else np.nan
     return mean
 
 

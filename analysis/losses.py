@@ -19,6 +19,8 @@ JUDGED_STEPS = 100
 _SIGNIFICANCE, _PERMUTATIONS = 0.005, 9999
 # From so many losses on order alone can show a rise. Of fewer the least after must be so many times the largest before.
 _FEWEST_BY_ORDER, _FEWEST, _LEAP = 10, 4, 3.0
+# So many losses at the end, all of them so many times what was there before, are a leap whatever the order says.
+_LAST, _FAR = 3, 10.0
 # Of data that cannot be learned the loss creeps up as a model grows sure of itself: a rise is one by more than this
 # share of the loss of knowing nothing, which is the logarithm of the classes.
 _RISE = 0.25
@@ -45,15 +47,21 @@ def curve(reports: Sequence[RankReport]) -> list[tuple[int, float]]:
 
 
 def rise(losses: Sequence[tuple[int, float]], data: Data) -> Change | None:
-    """Return where a loss rose beyond its noise and stayed there, None where it did not or too little is known.
+    """Return where a loss rose beyond its noise and stayed there, None where it did not or too little is known."""
+    if not data.real or len(losses) < _FEWEST:
+        return None
+    guess = math.log(max(data.classes, 2))
+    risen = _rise(losses, guess) if losses[-1][0] >= JUDGED_STEPS else None
+    return risen or _leap(losses, guess)
+
+
+def _rise(losses: Sequence[tuple[int, float]], guess: float) -> Change | None:
+    """Return where a loss rose and stayed, told from noise.
 
     Whether: the rank-sum of what comes before each place and after it, its largest over all places against its
     distribution over permutations, so that noise of whatever distribution is called a rise in 0.5 % of trials at most.
     """
-    if not data.real or len(losses) < _FEWEST or losses[-1][0] < JUDGED_STEPS:
-        return None
     steps, values = _thinned(losses)
-    guess = math.log(max(data.classes, 2))
     if len(values) < _FEWEST_BY_ORDER:
         place = len(values) // 2
         risen = values[place:].min() > _LEAP * max(values[:place].max(), guess)
@@ -80,6 +88,19 @@ def unlearned(losses: Sequence[tuple[int, float]], data: Data) -> tuple[float, f
     # The median's standard error, of normal noise.
     doubt = 1.2533 * _deviation(late) / math.sqrt(len(late))
     return None if np.median(late) < first - _DEVIATIONS * doubt else (first, float(np.median(late)))
+
+
+def _leap(losses: Sequence[tuple[int, float]], guess: float) -> Change | None:
+    """Return a leap at the end, however few the steps, where there is one.
+
+    The last losses are all many times what was there before, and many times that of knowing nothing.
+    """
+    values = np.array([loss for _, loss in losses])
+    place = len(values) - min(_LAST, len(values) // 2)
+    before, after = values[:place], values[place:]
+    if after.min() <= _FAR * max(before[0], float(np.median(before)), guess):
+        return None
+    return Change(losses[place - 1][0], float(np.median(before)), float(np.median(after)))
 
 
 def _thinned(losses: Sequence[tuple[int, float]]) -> tuple[NDArray[np.int64], Values]:

@@ -28,11 +28,15 @@ def cpu_quota(proc: Path = _PROC) -> float | None:
 
 
 def throttling(proc: Path = _PROC) -> Throttling | None:
-    """Return what the tightest quota has cost since its group was made; None where there is none."""
-    quotas = list(_quotas(proc))
-    if not quotas:
-        return None
-    _, folder = min(quotas, key=lambda quota: quota[0])
+    """Return what quotas have cost since their groups were made, in the group that was held up longest; None without.
+
+    That need not be the tightest: one around it holds for others, too.
+    """
+    told = [found for _, folder in _quotas(proc) if (found := _throttled(folder))]
+    return max(told, key=lambda found: found.throttled_s, default=None)
+
+
+def _throttled(folder: Path) -> Throttling | None:
     counts: dict[str, int] = {}
     with suppress(OSError, ValueError):
         lines = (folder / "cpu.stat").read_text(encoding="utf-8").splitlines()

@@ -15,26 +15,33 @@ _FOLDER = Path("/tmp/scalestudy-claims")
 _MOST_SAID = 4096
 
 
-def claims_folder() -> Path:
-    """Return the folder of this host's claims; one of this user's alone where that cannot be written."""
-    for folder, mode in ((_FOLDER, 0o1777), (Path(tempfile.gettempdir()) / f"scalestudy-claims-{os.getuid()}", 0o700)):
+def claims_folder() -> Path | None:
+    """Return the folder of this host's claims; one of this user's alone, or None, where that cannot be written."""
+    for own in (False, True):
         with suppress(OSError):
+            folder, mode = _FOLDER, 0o1777
+            if own:
+                folder, mode = Path(tempfile.gettempdir()) / f"scalestudy-claims-{os.getuid()}", 0o700
             folder.mkdir(exist_ok=True)
             with suppress(PermissionError):
                 # Whatever the umask is; another user's is as it should be already.
                 folder.chmod(mode)
             if folder.is_dir() and not folder.is_symlink() and os.access(folder, os.W_OK):
                 return folder
-    raise OSError(f"{_FOLDER}: cannot be written, and neither can a folder in {tempfile.gettempdir()}")
+    return None
 
 
 class Claim:
-    """Some of a host's CPUs and GPUs, by name; `holder` says to others who has them."""
+    """Some of a host's CPUs and GPUs, by name; `holder` says to others who has them.
+
+    It is a courtesy: where the host has no place for claims, or something else in that place, everything is free.
+    """
 
     def __init__(self, holder: str, folder: Path | None = None) -> None:
         self._holder = holder
         self._folder = folder or claims_folder()
-        self._locks: dict[str, int] = {}
+        # None for what is held without a lock.
+        self._locks: dict[str, int | None] = {}
 
     @property
     def names(self) -> frozenset[str]:
@@ -44,7 +51,7 @@ class Claim:
     def take(self, names: Iterable[str]) -> str | None:
         """Take all of these, or none; returns None, or who has the first that is not free."""
         taken: list[str] = []
-        for name in names:
+        for name in dict.fromkeys(names):
             if (other := "this process" if name in self._locks else self._lock(name)) is not None:
                 self.release(taken)
                 return other
@@ -54,15 +61,26 @@ class Claim:
     def release(self, names: Iterable[str] | None = None) -> None:
         """Give these back, or all."""
         for name in list(self._locks if names is None else names):
-            os.close(self._locks.pop(name))
+            if (file := self._locks.pop(name)) is not None:
+                os.close(file)
 
     def _lock(self, name: str) -> str | None:
-        file = _opened(self._folder / name)
+        self._locks[name] = None
+        if self._folder is None:
+            return None
+        try:
+            file = _opened(self._folder / name)
+        except OSError:
+            return None
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        except OSError as error:
             said = os.pread(file, _MOST_SAID, 0).decode(errors="backslashreplace")
             os.close(file)
+            if not isinstance(error, BlockingIOError):
+                # A file system without locks.
+                return None
+            del self._locks[name]
             return said or "somebody"
         # Another user's file can be locked and not be written.
         with suppress(OSError):

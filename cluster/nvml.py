@@ -420,6 +420,13 @@ def visible_pci_addresses(listed: str | None) -> tuple[str | None, ...]:
     return tuple(addresses.get(name.partition("/")[0]) for name in visible_gpus(listed, found.gpus, found.driver))
 
 
+def visible_uuids(listed: str | None) -> tuple[str, ...]:
+    """Return the UUID of each GPU or MIG instance that CUDA shows, in its order; nothing where NVML does not answer."""
+    found = inventory()
+    uuids = {gpu.name: gpu.uuid for gpu in found.gpus}
+    return tuple(uuids[name] for name in visible_gpus(listed, found.gpus, found.driver))
+
+
 def _instances(whole: _Device, missing: dict[str, str], failing: list[Failing]) -> Iterator[tuple[_Device, Gpu]]:
     for index in range(whole.ask("mig", "nvmlDeviceGetMaxMigDeviceCount") or 0):
         name = f"{whole.name}/mig{index}"

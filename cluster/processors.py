@@ -46,6 +46,14 @@ def cores_of(usable: Iterable[Processor]) -> list[Core]:
     return [tuple(threads) for threads in cores.values()]
 
 
+def siblings(cpus: Iterable[int], system: Path = _SYSTEM) -> list[int]:
+    """Return the CPUs and all that share a core with them, whoever may use those."""
+    found = set(cpus)
+    for cpu in list(found):
+        found |= set(_numbers(system / f"devices/system/cpu/cpu{cpu}/topology/thread_siblings_list"))
+    return sorted(found)
+
+
 def gpu_node(pci_address: str | None, system: Path = _SYSTEM) -> int | None:
     """Return the NUMA node of the device at a PCI address as NVML writes it, None where it is not known."""
     # NVML writes the domain in eight digits and capitals, sysfs in four and small letters: 00000000:3B:00.0.

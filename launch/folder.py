@@ -177,8 +177,9 @@ class StudyFolder:
     def set_aside(self, path: Path) -> None:
         """Rename what an earlier attempt left of a trial, if there is anything."""
         if path.exists():
-            attempts = len(list(self.trials_path.glob(f"{path.name}{UNFINISHED}*")))
-            path.rename(path.with_name(f"{path.name}{UNFINISHED}{attempts + 1}"))
+            before = self.trials_path.glob(f"{path.name}{UNFINISHED}*")
+            numbers = [int(number) for left in before if (number := left.name.rpartition("-")[2]).isdecimal()]
+            path.rename(path.with_name(f"{path.name}{UNFINISHED}{max(numbers, default=0) + 1}"))
 
     def reports(self, path: Path, processes: int) -> tuple[tuple[RankReport, ...], list[str]]:
         """Return what the ranks of a trial reported, as far as they did, and which reports cannot be read, and why."""

@@ -31,7 +31,7 @@ from scalestudy.trainers.data import class_names, mnist_files
 from scalestudy.trainers.models import MODELS, model_spec
 from scalestudy.trainers.options import Options
 from scalestudy.trainers.record import Costs
-from scalestudy.trainers.trainer import TRAINERS, refusal
+from scalestudy.trainers.trainer import TRAINERS, refusal, series_name
 from scalestudy.trainers.trial import Data, Device, Execution, Measurement, Optimizer, Precision, Scaling, Trial
 
 # Of what a user wrote a message quotes so much.
@@ -472,7 +472,15 @@ def study_trials(study: Study, path: Path, layout: Layout) -> list[Trial]:
         for world_size in study.world_sizes
         for per_node in layout.devices_per_node
     ]
+    seen: set[str] = set()
     for trial in block:
+        if trial.id in seen:
+            raise InputError(
+                f"{path}: {trial.model} ({trial.data.name}), {trial.per_device_batch} images a device, "
+                f"{trial.precision}, {series_name(trial)}, world size {trial.world_size}: is asked for twice; two "
+                "entries of models or options come to the same: leave one out"
+            )
+        seen.add(trial.id)
         if refused := refusal(trial):
             raise InputError(f"{path}: {refused[0]}: {refused[1]}")
     trials: list[Trial] = []

@@ -256,7 +256,8 @@ def _left_out(folder: Path, refused: Counter[str], others: list[str]) -> str | N
     if others:
         shown = ", ".join(others[:_MOST_NAMED]) + (", …" if len(others) > _MOST_NAMED else "")
         said.append(f"{len(others)} folder{'s' if len(others) > 1 else ''} without a class ({shown})")
-    return f"{folder}: left out: {', '.join(said)}" if said else None
+    # A name that is not UTF-8 could not be written into a report.
+    return f"{folder}: left out: {', '.join(said)}".encode(errors="backslashreplace").decode() if said else None
 
 
 def _digits(size: int) -> Arrays:

@@ -7,7 +7,7 @@ from pathlib import Path
 from scalestudy.cluster.claims import Claim
 from scalestudy.cluster.cpu_claims import cpu_names
 from scalestudy.cluster.host import pin, usable_cpus
-from scalestudy.cluster.processors import Processor, gpu_node, own_cpus, processors
+from scalestudy.cluster.processors import Processor, gpu_node, own_cpus, processors, siblings
 from scalestudy.cluster.rank import Rank
 from scalestudy.cluster.slurm_step import mask_sharers
 from scalestudy.trainers.record import Placement
@@ -52,7 +52,8 @@ def trial_claims(trial: Trial, ranks: Sequence[Rank], environ: Mapping[str, str]
     usable, near = processors(usable_cpus()), gpu_nodes(trial, visible)
     cpus = sorted({cpu for rank in ranks for cpu in rank_cpus(trial, rank, usable, near)})
     devices = [device for rank in ranks for device in _devices(trial, rank)]
-    return [*cpu_names(cpus), *_gpu_names(trial, devices, visible)]
+    # Both threads of a core: another trial on one of them would take half of it.
+    return [*cpu_names(siblings(cpus)), *_gpu_names(trial, devices, visible)]
 
 
 def leave_place() -> None:
@@ -81,10 +82,11 @@ def _claimed_beside(
 def _gpu_names(trial: Trial, devices: Sequence[int], visible: str | None) -> list[str]:
     if trial.device == "cpu":
         return []
-    from scalestudy.cluster.nvml import visible_pci_addresses
+    from scalestudy.cluster.nvml import visible_uuids
 
-    addresses = visible_pci_addresses(visible)
-    return [f"gpu-{addresses[device]}" for device in devices if device < len(addresses) and addresses[device]]
+    # Of instances too: two of one GPU are for two users.
+    uuids = visible_uuids(visible)
+    return [uuids[device] for device in devices if device < len(uuids)]
 
 
 def rank_cpus(

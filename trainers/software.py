@@ -19,15 +19,17 @@ _GOVERNING = (
     *("ARMPL_", "BLIS_", "CUBLAS", "CUDNN_", "CUTLASS_", "DNNL_", "GOMP_", "GOTO_", "KMP_", "MKL_", "MKLDNN_", "NPY_"),
     *("NUMEXPR_", "NUMPY_", "NVIDIA_", "OMP_", "ONEDNN_", "OPENBLAS_", "TBB_", "VECLIB_"),
     # Devices.
-    *("CUDA_", "HIP_", "HSA_", "MIOPEN_", "ROCR_", "ROCM_"),
+    *("AMD_", "CUDA_", "DISABLE_ADDMM_", "FLASH_ATTENTION_", "GPU_", "HIP_", "HSA_", "MIOPEN_", "ONEAPI_", "ROCR_"),
+    *("ROCM_", "SYCL_", "UR_", "ZE_"),
     # Communication.
     *("CCL_", "FI_", "GLOO_", "GRPC_", "IBV_", "I_MPI_", "MLX4_", "MLX5_", "MPICH_", "NCCL_", "NVSHMEM_", "OFI_NCCL_"),
+    *("GDRCOPY_", "MPIR_CVAR_", "MV2_", "MVP_", "PMIX_MCA_", "PRTE_MCA_"),
     *("OMPI_MCA_", "PSM2_", "PSM3_", "RCCL_", "RDMAV_", "SHARP_", "UCC_", "UCX_"),
     # Memory, the dynamic linker and the interpreter; torch's two on Arm.
-    *("GLIBC_TUNABLES", "HWLOC_", "JEMALLOC_", "LD_", "MALLOC_", "MIMALLOC_", "PYTHON", "TCMALLOC_"),
+    *("GLIBC_TUNABLES", "HUGETLB_", "HWLOC_", "JEMALLOC_", "LD_", "MALLOC_", "MIMALLOC_", "PYTHON", "TCMALLOC_"),
     *("LRU_CACHE_CAPACITY", "THP_MEM_ALLOC_ENABLE"),
     # Decoding of images.
-    *("JSIMD_", "PILLOW_"),
+    *("JSIMD_", "OPENCV_", "PILLOW_"),
 )
 # Terraform's variables share TensorFlow's prefix, and may hold secrets. Others are a rank's own, a trial's, a job's, or
 # say how an image was built.
@@ -94,10 +96,10 @@ def version_of(distribution: str) -> str:
 def overruled(precision: str, device: str, environ: Mapping[str, str]) -> str | None:
     """Return which variable makes a device compute in another precision than a trial's, None where none does."""
     if device == "gpu":
-        value = environ.get(_TF32)
-        if value and precision == "fp32" and value != "0":
+        value, on = environ.get(_TF32), _tf32_override(environ)
+        if on and precision == "fp32":
             return f"precision: {_TF32}={value} makes fp32 compute in TF32; unset it, or let the study ask for tf32"
-        if value == "0" and precision == "tf32":
+        if on is False and precision == "tf32":
             return f"precision: {_TF32}=0 turns TF32 off; unset it, or let the study ask for fp32"
     elif precision == "fp32":
         for name in _FPMATH:
@@ -111,8 +113,14 @@ def overruled(precision: str, device: str, environ: Mapping[str, str]) -> str | 
 
 def tf32_in_force(allowed: bool, device: str, environ: Mapping[str, str]) -> bool:
     """Return whether fp32 is computed in TF32, given what the framework allows."""
-    value = environ.get(_TF32) if device == "gpu" else None
-    return value != "0" if value else allowed
+    on = _tf32_override(environ) if device == "gpu" else None
+    return allowed if on is None else on
+
+
+def _tf32_override(environ: Mapping[str, str]) -> bool | None:
+    value = environ.get(_TF32, "").strip()
+    # As a number is read: 00 is none.
+    return bool(value.strip("+0")) if value else None
 
 
 def _governs(name: str) -> bool:

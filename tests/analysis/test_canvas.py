@@ -54,6 +54,19 @@ def test_figures_depend_on_no_setting_of_their_user(tmp_path: Path) -> None:
         assert drawn(tmp_path / backend.replace("/", "-"), MPLBACKEND=backend) == usual
 
 
+def test_a_file_of_settings_that_is_no_text_costs_nothing(tmp_path: Path) -> None:
+    usual = drawn(tmp_path / "usual")
+    settings = "# größe\nfigure.dpi: 30\n".encode("latin-1")
+    (tmp_path / "of-variable").write_bytes(settings)
+    assert drawn(tmp_path / "variable", MATPLOTLIBRC=str(tmp_path / "of-variable")) == usual
+    (tmp_path / "config/stylelib").mkdir(parents=True)
+    (tmp_path / "config/stylelib/own.mplstyle").write_bytes(settings)
+    assert drawn(tmp_path / "style", MPLCONFIGDIR=str(tmp_path / "config")) == usual
+    # In the folder where the command runs, which matplotlib reads first.
+    (tmp_path / "matplotlibrc").write_bytes(settings)
+    assert drawn(tmp_path / "here") == usual
+
+
 @pytest.mark.parametrize("name", ["run$_$1", "$x^{", "\\frac{", "a_b^c", "größe – 大", "<b>&amp;</b>", "{0} %s [bold]"])
 def test_text_of_users_is_text(tmp_path: Path, name: str) -> None:
     row: dict[str, Any] = dict.fromkeys(POINT, "x") | dict.fromkeys(("trainer", "series"), "torch-ddp")

@@ -65,6 +65,18 @@ def test_other_work_on_the_ranks_cpus_is_named_before_and_while_it_was_measured(
     ]
 
 
+def test_a_loop_on_one_of_many_cpus_holds_up_all_of_them(told: Callable[..., list[tuple[str, str]]]) -> None:
+    """Three percent of sixteen CPUs, and every step waits for the thread that has half of one."""
+    many = {"placement": Placement(cpus=tuple(range(16, 32)), cores=tuple(range(16, 32)), numa_nodes=(0,))}
+    assert told(**many, cpu_measured=use(150.0, 155.0, run_delay_s=60.0)) == [
+        ("shared", "other work took 3% of the time of the CPUs of rank 0 on here while it was measured")
+    ]
+    # Interrupts are in the CPUs' time, and in nobody's: no thread waits for long.
+    assert told(**many, cpu_measured=use(150.0, 155.0, run_delay_s=0.5)) == []
+    # Nor are a rank's own threads that wait for each other.
+    assert told(**many, cpu_measured=use(154.9, 155.0, run_delay_s=60.0)) == []
+
+
 def test_ranks_that_share_cpus_are_no_other_work(told: Callable[..., list[tuple[str, str]]]) -> None:
     both = Placement(cpus=(0, 1), cores=(0, 1), numa_nodes=(0,))
     shared = {"placement": both, "cpu_measured": use(9.5, 19.5), "cpu_before": None}

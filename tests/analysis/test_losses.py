@@ -118,6 +118,20 @@ def test_noise_is_not_judged(source: str) -> None:
     assert unlearned(points(np.linspace(2, 90, 30)), data) is None
 
 
+@pytest.mark.parametrize(
+    "values",
+    [
+        [*[0.3] * 192, *[100.0] * 8],
+        [*[2.3] * 10, *np.geomspace(2.3, 1e12, 20)],
+        [2.3, 2.2, 400.0, 500.0, 600.0],
+    ],
+)
+def test_a_leap_at_the_end_is_a_rise_however_few_the_steps(values: list[float]) -> None:
+    assert rise(points(np.array(values), 1), of()) is not None
+    # One that comes back is none.
+    assert rise(points(np.array([*values, 2.0, 2.0]), 1), of()) is None or len(values) > 20
+
+
 def test_few_steps_say_nothing() -> None:
     assert rise(points(np.linspace(2, 90, 30), 1), of()) is None
     assert unlearned(points(np.linspace(2, 90, 30), 1), of()) is None

@@ -79,6 +79,18 @@ def test_a_limit_of_a_group_around_holds_too(tree: Tree) -> None:
     assert throttling(tree.proc) == Throttling(4, 1, 7e-6)
 
 
+def test_what_a_looser_group_around_has_cost_is_not_overlooked(tree: Tree) -> None:
+    """It holds for others, too, and they may have used it up."""
+    root = tree.mount("cgroup", "cgroup2", "rw")
+    tree.group(0, "", "/slice/box")
+    quiet = "nr_periods 1000\nnr_throttled 0\nthrottled_usec 0\n"
+    files(root / "slice/box", cpu__max="200000 100000\n", cpu__stat=quiet)
+    busy = "nr_periods 1000\nnr_throttled 900\nthrottled_usec 9000000\n"
+    files(root / "slice", cpu__max="300000 100000\n", cpu__stat=busy)
+    assert cpu_quota(tree.proc) == 2
+    assert throttling(tree.proc) == Throttling(1000, 900, 9.0)
+
+
 def test_a_container_sees_its_own_group_as_the_root(tree: Tree) -> None:
     """Docker with version 1: the host's name of the group, and the group itself mounted."""
     cpu = tree.mount("cpu", "cgroup", "cpu,cpuacct", root="/docker/abc")

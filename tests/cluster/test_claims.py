@@ -1,5 +1,6 @@
 """What a host's processes agree on: nothing of it is used twice, whoever claims it."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -33,13 +34,36 @@ def test_a_claim_goes_with_its_process(tmp_path: Path) -> None:
     assert Claim("y", tmp_path).take(["cpu-0"]) is None
 
 
-def test_a_file_that_is_no_file_of_ours_is_not_followed(tmp_path: Path) -> None:
+def test_what_is_asked_for_twice_is_taken_once(tmp_path: Path) -> None:
+    claim = Claim("x", tmp_path)
+    assert claim.take(["gpu-a", "gpu-a"]) is None
+    claim.release()
+    assert Claim("y", tmp_path).take(["gpu-a"]) is None
+
+
+def test_without_a_place_for_claims_everything_is_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A claim is a courtesy: a planted link or folder, a full disk or one without locks costs no trial."""
     kept = tmp_path / "kept"
     kept.write_text("whole")
     (tmp_path / "cpu-0").symlink_to(kept)
-    with pytest.raises(OSError, match="symbolic links"):
-        Claim("x", tmp_path).take(["cpu-0"])
+    (tmp_path / "cpu-1").mkdir()
+    for holder in ("x", "y"):
+        claim = Claim(holder, tmp_path)
+        assert claim.take(["cpu-0", "cpu-1"]) is None
+        assert claim.names == {"cpu-0", "cpu-1"}
+        claim.release()
     assert kept.read_text() == "whole"
+
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    with monkeypatch.context() as patched:
+        patched.setattr("fcntl.flock", no_locks)
+        assert Claim("x", tmp_path).take(["cpu-2"]) is None
+    monkeypatch.setattr(claims, "_FOLDER", tmp_path / "kept" / "no folder")
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path / "kept"))
+    assert claims_folder() is None
+    assert Claim("x").take(["cpu-0"]) is None
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can be several users")
@@ -48,12 +72,14 @@ def test_claims_hold_between_users(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     tmp_path.chmod(0o755)
     monkeypatch.setattr(claims, "_FOLDER", tmp_path / "claims")
     folder = claims_folder()
+    assert folder is not None
     assert folder == tmp_path / "claims"
     assert folder.stat().st_mode & 0o7777 == 0o1777
     for parent in tmp_path.parents:
         if not os.access(parent, os.X_OK) or parent.stat().st_mode & 0o005 != 0o005:
             monkeypatch.setattr(claims, "_FOLDER", Path(f"/tmp/scalestudy-claims-test-{os.getpid()}"))
             folder = claims_folder()
+            assert folder is not None
             break
     one = Claim("root's", folder)
     assert one.take(["cpu-0"]) is None

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scalestudy.cluster.host import usable_cpus
-from scalestudy.cluster.processors import Processor, cores_of, gpu_node, own_cpus, processors, shares
+from scalestudy.cluster.processors import Processor, cores_of, gpu_node, own_cpus, processors, shares, siblings
 
 # A core: its NUMA node, its package, its number in the package, and its CPUs.
 CoreSpec = tuple[int, int, int, list[int]]
@@ -312,3 +312,11 @@ def test_whatever_the_host_a_rank_has_the_same_cpus_at_every_world_size(
     found = [ranks_cpus(usable, size, per_node, threads, hyper_threads) for size in sizes]
     for ranks in found:
         assert ranks == found[-1][: len(ranks)]
+
+
+def test_whoever_shares_a_core_is_known(tmp_path: Path) -> None:
+    root = sysfs(tmp_path, [(0, 0, core, [core, core + 2]) for core in range(2)])
+    assert siblings([0], root) == [0, 2]
+    assert siblings([1, 3], root) == [1, 3]
+    # Of what the kernel says nothing it is a core of its own.
+    assert siblings([7], root) == [7]

@@ -1,5 +1,6 @@
 import errno
 import os
+import shutil
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -66,6 +67,16 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="file/out: --out: cannot be written: Not a directory"):
         StudyFolder(tmp_path / "file" / "out").create("t")
+
+
+def test_what_is_set_aside_never_meets_what_was_before(folder: StudyFolder, make_trial: Callable[..., Trial]) -> None:
+    for _ in range(4):
+        path = folder.begin(make_trial())
+    # A user has tidied up.
+    shutil.rmtree(path.with_name(f"{path.name}.unfinished-1"))
+    folder.begin(make_trial())
+    left = {found.name.rpartition("-")[2] for found in path.parent.glob("*.unfinished-*")}
+    assert left == {"2", "3", "4"}
 
 
 def test_two_runs_never_share_a_folder(folder: StudyFolder) -> None:

@@ -485,3 +485,17 @@ def test_of_many_mistakes_the_first_are_told(write: Write) -> None:
     lines = str(caught.value).split("\n")
     assert len(lines) == 21
     assert lines[-1].endswith("and 980 mistakes more")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"batch": 8, "models": [{"name": "cnn", "data": "digits"}, {"name": "cnn", "data": "digits", "batch": 8}]},
+        {"data": "digits", "models": ["cnn", {"name": "cnn", "data": "digits"}]},
+        {"options": {"torch-ddp": {"bucket_cap_mb": [25, 25.0]}}},
+    ],
+)
+def test_the_same_trial_by_two_names_is_refused(write: Write, changes: dict[str, Any]) -> None:
+    """One would set aside what the other has measured."""
+    with pytest.raises(InputError, match="twice"):
+        trials(write(**changes))

@@ -238,7 +238,7 @@ def test_a_study_runs_on_a_host_whose_loopback_is_ipv6s(
 @pytest.mark.horovod
 @pytest.mark.parametrize(
     ("trainer", "by_the_kernel"),
-    [("torch-ddp", True), ("tf-multiworker", False), ("horovod-torch", True)],
+    [("torch-ddp", True), ("tf-multiworker", False)],
 )
 def test_ranks_listen_where_slurms_page_says(
     trainer: str, by_the_kernel: bool, hosts: Callable[..., Hosts], run_study: Callable[..., set[int]]

@@ -1,5 +1,6 @@
 import gzip
 import io
+import os
 import re
 import struct
 import time
@@ -317,3 +318,16 @@ def test_an_empty_image_folder_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     with pytest.raises(ValueError, match=r"no \.jpg/\.jpeg/\.png/\.bmp/\.gif file in its class folders a"):
         list_images(tmp_path)
+
+
+def test_what_is_left_out_may_have_a_name_that_is_no_text(tmp_path: Path) -> None:
+    """From an archive of another encoding: the report that holds the sentence could not be written."""
+    folder = tmp_path / "cats"
+    folder.mkdir()
+    Image.new("RGB", (4, 4)).save(folder / "1.png")
+    (tmp_path / os.fsdecode(b"gr\xf6sse")).mkdir()
+    (folder / os.fsdecode(b"notiz.\xf6")).touch()
+    said = list_images(tmp_path).left_out
+    assert said is not None
+    assert "gr\\udcf6sse" in said
+    said.encode()
