@@ -27,6 +27,8 @@ MEASURED = {
     "warm_up_windows",
     "warm_up_steady",
     "windows",
+    "cpu_before",
+    "cpu_measured",
     "whole_windows",
     "resident_windows",
     "local_windows",

@@ -132,6 +132,7 @@ def test_families_that_change_speed_precision_or_the_choice_of_libraries_are_kep
         "HOROVOD_RANK",
         "OMPI_COMM_WORLD_RANK",
         "TORCHELASTIC_RUN_ID",
+        "PYTHONBREAKPOINT",
         "PYTHONHASHSEED",
         "PYTHON_SHA256",
         "NVIDIA_REQUIRE_CUDA",
