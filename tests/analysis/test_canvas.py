@@ -32,7 +32,8 @@ def drawn(folder: Path, **environment: str) -> dict[str, bytes]:
     """Return figures that a process of its own has drawn, by name."""
     folder.mkdir()
     told = subprocess.run(
-        [sys.executable, "-W", "error", "-c", DRAW, folder],
+        # Old packages warn of what is new.
+        [sys.executable, "-W", "error", "-W", "ignore::DeprecationWarning", "-c", DRAW, folder],
         env={**os.environ, **environment},
         cwd=folder.parent,
         capture_output=True,
