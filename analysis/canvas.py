@@ -40,7 +40,7 @@ with _without("MPLBACKEND"):
     try:
         import matplotlib.pyplot
     except ValueError:
-        # A matplotlibrc, or a style of a user's, that is no text. What of it was imported knows only half of itself.
+        # A matplotlibrc or a user's style that is not text. Modules that were imported halfway must go.
         for name in [name for name in sys.modules if name.partition(".")[0] == "matplotlib"]:
             del sys.modules[name]
         with _nobodys_settings():

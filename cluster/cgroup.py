@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 _PROC = Path("/proc")
-# What Linux 1 writes where nothing is limited is the largest number of whole pages; no host has half of that.
+# What version 1 writes where nothing is limited is the largest number of whole pages; no host has half of that.
 _UNLIMITED_BYTES = 2**62
 
 

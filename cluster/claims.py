@@ -17,17 +17,8 @@ _MOST_SAID = 4096
 
 def claims_folder() -> Path | None:
     """Return the folder of this host's claims; one of this user's alone, or None, where that cannot be written."""
-    for own in (False, True):
-        with suppress(OSError):
-            folder, mode = _FOLDER, 0o1777
-            if own:
-                folder, mode = Path(tempfile.gettempdir()) / f"scalestudy-claims-{os.getuid()}", 0o700
-            folder.mkdir(exist_ok=True)
-            with suppress(PermissionError):
-                # Whatever the umask is; another user's is as it should be already.
-                folder.chmod(mode)
-            if folder.is_dir() and not folder.is_symlink() and os.access(folder, os.W_OK):
-                return folder
+    with suppress(OSError):
+        return _made(_FOLDER, 0o1777) or _made(Path(tempfile.gettempdir()) / f"scalestudy-claims-{os.getuid()}", 0o700)
     return None
 
 
@@ -88,6 +79,18 @@ class Claim:
             os.pwrite(file, self._holder.encode(errors="backslashreplace")[:_MOST_SAID], 0)
         self._locks[name] = file
         return None
+
+
+def _made(folder: Path, mode: int) -> Path | None:
+    """Return the folder, made if it is not there, or None where it cannot be written."""
+    with suppress(OSError):
+        folder.mkdir(exist_ok=True)
+        with suppress(PermissionError):
+            # Whatever the umask is; another user's is as it should be already.
+            folder.chmod(mode)
+        if folder.is_dir() and not folder.is_symlink() and os.access(folder, os.W_OK):
+            return folder
+    return None
 
 
 def _opened(path: Path) -> int:

@@ -12,6 +12,8 @@ from typing import Any
 
 import psutil
 
+from scalestudy.cluster.processors import listed_numbers
+
 # What is in many lines or files, and would double the cost of a sample.
 _SLOW_S = 1.0
 _RAPL = "class/powercap"
@@ -215,8 +217,8 @@ def _allowed(status: Path) -> tuple[int, ...]:
         lines = dict(line.split(":", 1) for line in status.read_text(encoding="utf-8").splitlines() if ":" in line)
     except OSError:
         return ()
-    ranges = [part.partition("-") for part in lines.get("Cpus_allowed_list", "").strip().split(",") if part.strip()]
-    return tuple(cpu for low, _, high in ranges for cpu in range(int(low), int(high or low) + 1))
+    allowed = lines.get("Cpus_allowed_list", "").strip()
+    return tuple(listed_numbers(allowed)) if allowed else ()
 
 
 def _reason(error: Exception) -> str:

@@ -54,6 +54,12 @@ def siblings(cpus: Iterable[int], system: Path = _SYSTEM) -> list[int]:
     return sorted(found)
 
 
+def listed_numbers(text: str) -> list[int]:
+    """Return the numbers of Linux's lists, 0, 1, 2 and 8 of `0-2,8`; raises ValueError where it is no such list."""
+    ranges = [part.partition("-") for part in text.strip().split(",")]
+    return [number for first, _, last in ranges for number in range(int(first), int(last or first) + 1)]
+
+
 def gpu_node(pci_address: str | None, system: Path = _SYSTEM) -> int | None:
     """Return the NUMA node of the device at a PCI address as NVML writes it, None where it is not known."""
     # NVML writes the domain in eight digits and capitals, sysfs in four and small letters: 00000000:3B:00.0.
@@ -180,11 +186,7 @@ def _processor(cpu: int, node: int, system: Path) -> Processor:
 
 
 def _numbers(path: Path) -> list[int]:
-    """Read sysfs' lists of numbers, such as 0-3,8; nothing where there is no such file or it holds something else."""
-    found: list[int] = []
+    """Read sysfs' lists of numbers; nothing where there is no such file or it holds something else."""
     with suppress(OSError, ValueError):
-        for part in path.read_text(encoding="utf-8").strip().split(","):
-            first, _, last = part.partition("-")
-            found += range(int(first), int(last or first) + 1)
-        return found
+        return listed_numbers(path.read_text(encoding="utf-8"))
     return []

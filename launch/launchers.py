@@ -45,7 +45,7 @@ def make_launcher(name: str, study: Study, path: Path) -> Launcher:
 
 
 def all_programs(study: Study, path: Path) -> dict[str, Program]:
-    """Return what runs each trainer that has not scalestudy's own interpreter, Slurm's usual container counted in."""
+    """Return what runs each trainer that does not use scalestudy's own interpreter, Slurm's container included."""
     usual = study.slurm.container
     return {**(dict.fromkeys(TRAINERS, usual) if usual else {}), **own_programs(study, path)}
 
