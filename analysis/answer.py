@@ -162,18 +162,11 @@ def _why(rows: pd.DataFrame) -> Iterator[str]:
         unknown = pd.isna(row.compute_scaling) or row.repeats < 2
         if row.world_size == row.reference_world_size or unknown or row.efficiency > _WELL:
             continue
-        if not row.adds_up:
-            yield (
-                f"What {trainer} loses on {devices(row.world_size)} is not explained: causes do not add up here. The "
-                f"parts of a step make {row.closure:.2f}× the timed step, and {row.reference_closure:.2f}× on "
-                f"{devices(row.reference_world_size)}; up to {CLOSURE_TOLERANCE:.0%} off would do. The machine was not "
-                "the same in both: measure again when it is quiet, or for longer."
-            )
-            continue
         # The largest loss first.
         shown = sorted((row[cause], cause) for cause in CAUSES if row[f"{cause}_shown"])
+        open_to = _does_not_add_up(row) if row.closure_off > CLOSURE_TOLERANCE else ""
         if not shown:
-            yield f"What {trainer} loses on {devices(row.world_size)} is not shown to have any one cause."
+            yield open_to or f"What {trainer} loses on {devices(row.world_size)} is not shown to have any one cause."
             continue
         factors = ", ".join(
             f"{_CAUSES[cause][0]} leaves {value:.0%} ({_between(row, cause)})" for value, cause in shown
@@ -183,9 +176,19 @@ def _why(rows: pd.DataFrame) -> Iterator[str]:
         more = [
             *(_hidden(row) if "communication" in named else ()),
             *(_slowest(row) if "load_balance" in named else ()),
+            *([open_to] if open_to else ()),
         ]
         advice = _QUOTA.format(row.throttled_share) if row.throttled_share > _THROTTLED else _CAUSES[worst][1]
         yield " ".join([f"Why, on {devices(row.world_size)}, for {trainer}: {factors}.", *more, advice])
+
+
+def _does_not_add_up(row: Any) -> str:
+    return (
+        f"Causes of {row.series} on {devices(row.world_size)} do not add up: the parts of a step make "
+        f"{row.closure:.2f}× the timed step, and {row.reference_closure:.2f}× on {devices(row.reference_world_size)}. "
+        f"Up to {CLOSURE_TOLERANCE:.0%} off would do; no loss of less than {row.closure_off:.0%} is named. The machine "
+        "was not the same in both: measure again when it is quiet, or for longer."
+    )
 
 
 def _hidden(row: Any) -> Iterator[str]:

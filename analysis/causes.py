@@ -150,10 +150,9 @@ def with_factors(table: pd.DataFrame, trials: pd.DataFrame) -> pd.DataFrame:
     """Add to every point its factors, each with _low, _high and _p_value, and medians of what else `with_causes` adds.
 
     A factor is the geometric mean over repeats of the trial's own over that of the reference in the same repeat, which
-    ran within the same minutes; where repeats do not pair, over the reference's geometric mean. Its interval is
-    Student's t on the logarithms, the p-value that of a one-sided test of a loss. adds_up: whether the parts explain
-    the step, here and at the reference. slowest_rank and slowest_host: that which most often is, in slowest_times
-    repeats.
+    ran within the same minutes. Its interval is Student's t on the logarithms, the p-value that of a one-sided test of a
+    loss. closure_off: how far the parts are from explaining the step, here or at the reference, the larger of both.
+    slowest_rank and slowest_host: that which most often is, in slowest_times repeats.
     """
     need(table, POINT)
     if table.empty:
@@ -170,22 +169,24 @@ def with_factors(table: pd.DataFrame, trials: pd.DataFrame) -> pd.DataFrame:
     at_reference = found[found.world_size == found.reference_world_size]
     reference = at_reference.set_index(SERIES).closure.rename("reference_closure")
     found = found.join(reference, on=SERIES)
-    adds_up = ((found[["closure", "reference_closure"]] - 1).abs() <= CLOSURE_TOLERANCE).all(axis=1)
-    return found.assign(adds_up=adds_up, **_factors(found, measured))
+    off = (found[["closure", "reference_closure"]] - 1).abs().max(axis=1, skipna=False)
+    return found.assign(closure_off=off, **_factors(found, measured))
 
 
 def claims(table: pd.DataFrame) -> pd.DataFrame:
-    """Return a row a point of which a cause may be named and a cause: index (of the point), cause, factor, p_value.
+    """Return a row a cause of each series' largest world size: index (of the point), cause, factor, least_loss, p_value.
 
-    Those are each series' largest world size, where the parts explain the step.
+    A loss is named from `LEAST_LOSS` on, and where the parts do not explain the step, from what they leave open.
     """
     largest = table[
         (table.world_size == table.groupby(SERIES).world_size.transform("max"))
         & (table.world_size > table.reference_world_size)
-        & table.adds_up
     ]
+    least = largest.closure_off.where(largest.closure_off > CLOSURE_TOLERANCE, LEAST_LOSS)
     parts = [
-        pd.DataFrame({"cause": cause, "factor": largest[cause], "p_value": largest[f"{cause}_p_value"]})
+        largest[[cause, f"{cause}_p_value"]]
+        .set_axis(["factor", "p_value"], axis=1)
+        .assign(cause=cause, least_loss=least)
         for cause in CAUSES
     ]
     return pd.concat(parts).rename_axis("index").reset_index().dropna()
@@ -193,7 +194,7 @@ def claims(table: pd.DataFrame) -> pd.DataFrame:
 
 def with_shown(table: pd.DataFrame, claimed: pd.DataFrame) -> pd.DataFrame:
     """Add ..._shown of every cause: claims that stand, by their column p_adjusted, and are worth a word."""
-    stand = claimed[(claimed.p_adjusted <= 1 - CONFIDENCE) & (claimed.factor < 1 - LEAST_LOSS)]
+    stand = claimed[(claimed.p_adjusted <= 1 - CONFIDENCE) & (claimed.factor < 1 - claimed.least_loss)]
     shown = {f"{cause}_shown": table.index.isin(stand["index"][stand.cause == cause]) for cause in CAUSES}
     return table.assign(**shown)
 

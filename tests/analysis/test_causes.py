@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import ttest_1samp
 from virtual_cluster import Cluster, records
 
 from scalestudy.analysis import answer, causes
@@ -138,14 +139,22 @@ def test_two_causes_at_once_are_told_apart() -> None:
     assert named(said) == {"load_balance", "communication"}
 
 
-def test_a_factors_interval_holds_the_noise_of_the_reference() -> None:
-    """Of 40 studies in which the reference alone is noisy, 95 % intervals hold the truth of at least 35."""
-    held = 0
-    for seed in range(40):
-        cluster = Cluster(ranks=2, exchange_s=0.01, seed=seed)
-        point, _ = planted(cluster, replace(cluster, ranks=1, repeat_jitter=0.03))
-        held += point.compute_scaling_low <= 1 <= point.compute_scaling_high
-    assert held >= 35
+def test_a_factors_interval_holds_the_noise_of_the_reference(make_trial: MakeTrial, make_record: MakeRecord) -> None:
+    """Two devices are steady, and one is not: the interval is that of the ratio, repeat by repeat."""
+    alone_s = [0.1, 0.103, 0.098, 0.101, 0.096, 0.104]
+    found = []
+    for repeat, seconds in enumerate(alone_s):
+        found += [
+            with_parts(make_record(make_trial(world_size=size, repeat=repeat)), step_s, step_s, [step_s] * size)
+            for size, step_s in ((1, seconds), (2, 0.11))
+        ]
+    _, points, _ = analysed(found)
+    two = points[points.world_size == 2].iloc[0]
+    expected = ttest_1samp(np.log(np.array(alone_s) / 0.11), 0)
+    assert two.compute_scaling == pytest.approx(np.exp(np.log(np.array(alone_s) / 0.11).mean()))
+    low, high = np.exp(expected.confidence_interval())
+    assert (two.compute_scaling_low, two.compute_scaling_high) == pytest.approx((low, high))
+    assert two.compute_scaling_p_value == pytest.approx(expected.pvalue / 2)
 
 
 def with_parts(record: Record, step_s: float, resident_s: float, local_s: list[float]) -> Record:
@@ -199,7 +208,7 @@ def test_a_planted_cause_is_found_and_named(make_trial: MakeTrial, make_record: 
     assert f"{WORDS[cause]} leaves {factor:.0%}" in said
 
 
-def test_causes_that_do_not_add_up_are_not_named(make_trial: MakeTrial, make_record: MakeRecord) -> None:
+def test_where_causes_do_not_add_up_only_larger_ones_are_named(make_trial: MakeTrial, make_record: MakeRecord) -> None:
     """The timed step takes 8 % longer than its parts make it; on one device they agree."""
     found = []
     for repeat in range(6):
@@ -210,11 +219,13 @@ def test_causes_that_do_not_add_up_are_not_named(make_trial: MakeTrial, make_rec
         reports = tuple(report.model_copy(update={"windows": slower}) for report in parts.reports)
         found.append(parts.model_copy(update={"reports": reports}))
     trials, points, said = analysed(found)
-    assert "causes do not add up here" in said
-    assert "make 0.93× the timed step, and 1.00× on 1 device" in said
-    assert named(said) == set()
+    assert "do not add up: the parts of a step make 0.93× the timed step, and 1.00× on 1 device" in said
+    assert "no loss of less than 7% is named" in said
+    # The exchange costs a third, which what is left open does not undo.
+    assert "communication that is not hidden leaves 67%" in said
+    assert "computing" not in said.partition(". ")[0]
     assert trials[trials.world_size == 4].unexplained.iloc[0] == pytest.approx(1 / 1.08)
-    assert points.adds_up.tolist() == [True, False]
+    assert (points.closure_off > causes.CLOSURE_TOLERANCE).tolist() == [False, True]
 
 
 def test_what_hides_of_the_exchange_is_hand_worked(make_trial: MakeTrial, make_record: MakeRecord) -> None:

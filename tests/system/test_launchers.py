@@ -32,7 +32,6 @@ MEASURED = {
     "whole_windows",
     "resident_windows",
     "local_windows",
-    "input_windows",
     "losses",
     "test_accuracy",
     "memory",

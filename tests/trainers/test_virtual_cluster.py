@@ -119,7 +119,7 @@ def test_a_long_training_with_a_short_queue_waits_for_more_than_the_slower_of_th
     cluster = Cluster(ranks=1, step_s=0.1, jitter=0.3, batch_period_s=0.1, queue=1)
     assert cluster.whole_s() > 1.05 * 0.1
     longer = Cluster(ranks=1, step_s=0.1, jitter=0.3, batch_period_s=0.1, queue=256)
-    assert cluster.whole_s() > longer.whole_s() > 0.1
+    assert cluster.whole_s() > longer.whole_s() > 0.099
 
 
 def test_the_real_loop_measures_every_rank() -> None:
