@@ -150,8 +150,8 @@ def with_factors(table: pd.DataFrame, trials: pd.DataFrame) -> pd.DataFrame:
     """Add to every point its factors, each with _low, _high and _p_value, and medians of what else `with_causes` adds.
 
     A factor is the geometric mean over repeats of the trial's own over that of the reference in the same repeat, which
-    ran within the same minutes. Its interval is Student's t on the logarithms, the p-value that of a one-sided test of a
-    loss. closure_off: how far the parts are from explaining the step, here or at the reference, the larger of both.
+    ran within the same minutes. Its interval is Student's t on the logarithms, the p-value that of a one-sided test of
+    a loss. closure_off: how far the parts are from explaining the step, here or at the reference, the larger of both.
     slowest_rank and slowest_host: that which most often is, in slowest_times repeats.
     """
     need(table, POINT)
@@ -174,7 +174,7 @@ def with_factors(table: pd.DataFrame, trials: pd.DataFrame) -> pd.DataFrame:
 
 
 def claims(table: pd.DataFrame) -> pd.DataFrame:
-    """Return a row a cause of each series' largest world size: index (of the point), cause, factor, least_loss, p_value.
+    """Return a row a cause of each series' largest world size: index of the point, cause, ratio, p_value, least_loss.
 
     A loss is named from `LEAST_LOSS` on, and where the parts do not explain the step, from what they leave open.
     """
@@ -184,9 +184,9 @@ def claims(table: pd.DataFrame) -> pd.DataFrame:
     ]
     least = largest.closure_off.where(largest.closure_off > CLOSURE_TOLERANCE, LEAST_LOSS)
     parts = [
-        largest[[cause, f"{cause}_p_value"]]
-        .set_axis(["factor", "p_value"], axis=1)
-        .assign(cause=cause, least_loss=least)
+        pd.DataFrame({"ratio": largest[cause], "p_value": largest[f"{cause}_p_value"], "least_loss": least}).assign(
+            cause=cause
+        )
         for cause in CAUSES
     ]
     return pd.concat(parts).rename_axis("index").reset_index().dropna()
@@ -194,7 +194,7 @@ def claims(table: pd.DataFrame) -> pd.DataFrame:
 
 def with_shown(table: pd.DataFrame, claimed: pd.DataFrame) -> pd.DataFrame:
     """Add ..._shown of every cause: claims that stand, by their column p_adjusted, and are worth a word."""
-    stand = claimed[(claimed.p_adjusted <= 1 - CONFIDENCE) & (claimed.factor < 1 - claimed.least_loss)]
+    stand = claimed[(claimed.p_adjusted <= 1 - CONFIDENCE) & (claimed.ratio < 1 - claimed.least_loss)]
     shown = {f"{cause}_shown": table.index.isin(stand["index"][stand.cause == cause]) for cause in CAUSES}
     return table.assign(**shown)
 

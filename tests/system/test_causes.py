@@ -17,9 +17,16 @@ pytestmark = pytest.mark.slow
 SCALESTUDY = str(Path(sys.executable).with_name("scalestudy"))
 WriteStudy = Callable[..., Path]
 CAUSES = ["compute_scaling", "load_balance", "waiting", "communication", "input"]
-# Four repeats show a cause as large as these, beside other work too.
+# Three repeats show a cause as large as these.
 PLAN = {"window_s": 0.2, "windows": 2, "warm_up_max_s": 1, "cause_windows": 2}
-REPEATS = 4
+REPEATS = 3
+ADVICE = {
+    "compute_scaling": "Look for what devices share",
+    "load_balance": "Look at the slower ones",
+    "waiting": "Look for what interrupts ranks",
+    "communication": "or a faster network",
+    "input": "Try more loader_workers",
+}
 
 # What Python runs first, from PYTHONPATH. A step passes through DDP's forward once.
 SLOW_RANK = """
@@ -72,6 +79,13 @@ def causes(study: Path, out: Path) -> tuple[pd.Series, str]:
     return results[results.world_size == 2][CAUSES].median(), (out / "report.html").read_text()
 
 
+def assert_blamed(cause: str, report: str) -> None:
+    """Nothing but the cause is blamed, and it is, unless the page says that this machine was too busy to tell."""
+    blamed = {name for name, words in ADVICE.items() if words in report}
+    assert blamed <= {cause}
+    assert blamed or "do not add up" in report or "not shown to have any one cause" in report
+
+
 def test_a_rank_that_sleeps_is_named_as_the_cause(write_study: WriteStudy, tmp_path: Path) -> None:
     study = write_study(
         trainers="torch-ddp",
@@ -86,8 +100,8 @@ def test_a_rank_that_sleeps_is_named_as_the_cause(write_study: WriteStudy, tmp_p
     assert factors.idxmin() == "load_balance"
     # 30 ms more than the 5 to 12 that the step takes here.
     assert factors.load_balance < 0.5
-    assert "The slowest alone is rank 1" in report
-    assert "in 4 of 4 repeats" in report
+    assert_blamed("load_balance", report)
+    assert "rank 1, 3 of 3" in report
 
 
 def test_an_input_that_sleeps_is_named_as_the_cause(write_study: WriteStudy, tmp_path: Path) -> None:
@@ -109,7 +123,7 @@ def test_an_input_that_sleeps_is_named_as_the_cause(write_study: WriteStudy, tmp
     assert factors.idxmin() == "input"
     # 160 ms a batch of one loader, for a step of some 5.
     assert factors.input < 0.5
-    assert "Try more loader_workers" in report
+    assert_blamed("input", report)
 
 
 RATE_BYTES_PER_S = 100e6 / 8
@@ -161,7 +175,7 @@ def test_a_shaped_network_is_named_as_the_cause_and_measured(
     assert factors.idxmin() == "communication"
     # 0.25 MB take some 20 ms, a step some 5.
     assert factors.communication < 0.5
-    assert "a faster network" in report
+    assert_blamed("communication", report)
 
     # Two ranks in a ring each send what they reduce: bus bandwidth is the wire's, less its headers.
     command: list[str | Path] = [
