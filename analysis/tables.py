@@ -12,7 +12,8 @@ from scalestudy.analysis.frames import Frames
 class Tables:
     """trials: a row a trial, all metrics added. points: a row a point. unlike: what is not put on one axis, in words.
 
-    comparisons, ways, compilation: see `differences`; empty where nothing was measured.
+    comparisons, ways, compilation: see `differences`; empty where nothing was measured. What they claim is judged
+    together, see `differences.judged`.
     """
 
     trials: pd.DataFrame
@@ -31,8 +32,14 @@ def tables(found: Frames) -> Tables:
     points = metrics.points(trials)
     if len(points):
         points = metrics.with_warm_up_peaks(causes.with_factors(points, trials), trials)
+    # Whatever else claims something on the page belongs to this family.
     compared, ways, compilation = (
-        table(points, trials) if len(points) else pd.DataFrame()
-        for table in (differences.comparisons, differences.ways, differences.compilation)
+        differences.judged(
+            differences.comparisons(points, trials),
+            differences.ways(points, trials),
+            differences.compilation(points, trials),
+        )
+        if len(points)
+        else (pd.DataFrame(),) * 3
     )
     return Tables(trials=trials, points=points, comparisons=compared, ways=ways, compilation=compilation, unlike=unlike)
