@@ -6,6 +6,7 @@ from typing import Any
 import pandas as pd
 
 from scalestudy.analysis.causes import CAUSES, CLOSURE_TOLERANCE
+from scalestudy.analysis.intervals import FEWEST_REPEATS
 from scalestudy.analysis.metrics import WORK
 from scalestudy.analysis.shares import ratio, share
 
@@ -63,7 +64,9 @@ def headline(points: pd.DataFrame, comparisons: pd.DataFrame, compilation: pd.Da
 
 def _faster(here: pd.DataFrame) -> Iterator[str]:
     for size, rows in here.sort_values(["world_size", "ratio"]).groupby("world_size", sort=True):
-        yield from _pair(rows) if len(rows) == 1 else [_ranking(size, rows)]
+        # Of all pairs those with the fastest, which is the slower one in none.
+        rows = rows[~rows.faster.isin(rows.slower)]
+        yield _pair(size, rows.iloc[0]) if len(rows) == 1 else _ranking(size, rows)
 
 
 def _ranking(size: int, rows: pd.DataFrame) -> str:
@@ -76,39 +79,35 @@ def _ranking(size: int, rows: pd.DataFrame) -> str:
     ]
     if len(beaten) > _MOST_NAMED:
         shown.append(f"and up to {beaten.ratio.max():.2f}× as fast as the other {len(beaten) - _MOST_NAMED}")
-    once = [f"{row.slower} ({row.ratio:.2f}×)" for row in rows.itertuples() if row.repeats < 2]
+    few = rows[~rows.shown & (rows.repeats < FEWEST_REPEATS)]
     alike = [
         f"{row.slower} ({row.ratio:.2f}×, {row.ratio_low:.2f}–{row.ratio_high:.2f}×)"
-        for row in rows.itertuples()
-        if not row.shown and row.repeats >= 2
+        for row in rows[~rows.shown & (rows.repeats >= FEWEST_REPEATS)].itertuples()
     ]
     said = [f"{fastest} is {', '.join(shown)}"] if shown else []
     if alike:
         said.append(f"no difference is shown between {fastest} and {', '.join(alike)}")
-    if once:
-        said.append(f"{fastest} ran faster than {', '.join(once)}, but measured once: no difference shown")
+    for repeats, ran in few.groupby("repeats", sort=True):
+        ratios = ", ".join(f"{row.ratio:.2f}× as fast as {row.slower}" for row in ran.itertuples())
+        said.append(f"{fastest} ran {ratios}, but {_too_few(repeats)}")
     return f"On {devices(size)}, {'; '.join(said)}." + (" In brackets 95 % intervals." if shown or alike else "")
 
 
-def _pair(rows: pd.DataFrame) -> Iterator[str]:
-    for row in rows.itertuples():
-        place = f"On {devices(row.world_size)}"
-        if row.repeats < 2:
-            yield (
-                f"{place}, {row.faster} ran {row.ratio:.2f}× as fast as {row.slower}, "
-                "but measured once: no difference shown."
-            )
-        elif row.shown:
-            yield (
-                f"{place}, {row.faster} is {row.ratio:.2f}× as fast as {row.slower} "
-                f"(95 % interval {row.ratio_low:.2f}–{row.ratio_high:.2f}×)."
-            )
-        else:
-            yield (
-                f"{place}, no difference shown between {row.faster} and {row.slower}: their intervals overlap "
-                f"({row.faster}'s median is {row.ratio:.2f}× as high, "
-                f"95 % interval {row.ratio_low:.2f}–{row.ratio_high:.2f}×)."
-            )
+def _pair(size: int, row: Any) -> str:
+    place, interval = f"On {devices(size)}", f"95 % interval {row.ratio_low:.2f}–{row.ratio_high:.2f}×"
+    if row.shown:
+        return f"{place}, {row.faster} is {row.ratio:.2f}× as fast as {row.slower} ({interval})."
+    if row.repeats < FEWEST_REPEATS:
+        return f"{place}, {row.faster} ran {row.ratio:.2f}× as fast as {row.slower}, but {_too_few(row.repeats)}."
+    return (
+        f"{place}, no difference is shown between {row.faster} and {row.slower}: {row.faster} ran {row.ratio:.2f}× as "
+        f"fast ({interval})."
+    )
+
+
+def _too_few(repeats: int) -> str:
+    word = ("one repeat shows", "two repeats show", "three repeats show", "four repeats show", "five repeats show")
+    return f"{word[repeats - 1]} no difference; six can"
 
 
 def _named(rows: pd.DataFrame) -> pd.DataFrame:
@@ -223,16 +222,17 @@ def _pays(here: pd.DataFrame) -> Iterator[str]:
             subject = f"{row.series} on {devices(row.world_size)}"
             name = row.execution if row.execution in row.series.split() else f"{row.execution} (its usual way)"
             steps = f"{1e3 * row.step_time_s:.3g} ms a step against {1e3 * row.eager_step_time_s:.3g} ms eagerly"
-            if row.shown and row.extra_s > 0:
+            faster = row.shown and row.ratio > 1
+            if faster and row.extra_s > 0:
                 low, high = row.break_even_low, row.break_even_high
                 interval = f" (95 % interval {_count(low)}–{_count(high)})" if pd.notna(low) else ""
                 yield (
                     f"{subject}: {name} has paid for its {row.extra_s:.3g} s longer first step after "
                     f"{_count(row.break_even_steps)} steps{interval}: {steps}."
                 )
-            elif row.shown:
+            elif faster:
                 yield f"{subject}: {name} pays from the first step on: {steps}."
-            elif row.slower:
+            elif row.shown:
                 yield f"{subject}: {name} never pays: {steps}."
             else:
                 yield f"{subject}: whether {name} ever pays is not shown: {steps}."

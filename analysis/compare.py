@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from scalestudy.analysis import differences, figures, intervals, metrics
+from scalestudy.analysis import figures, intervals, metrics
 from scalestudy.analysis.fairness import guarded
 from scalestudy.analysis.report import Facts, as_image, page, read_study
-from scalestudy.analysis.shares import share
 from scalestudy.trainers.files import DamagedError
 
 # What must be equal for a point of one folder to be that of the other. Not the launcher: it is part of the environment.
@@ -82,7 +81,7 @@ def compare(base: Path, new: Path, tolerance: float) -> Comparison:
 def changes(base: pd.DataFrame, new: pd.DataFrame) -> pd.DataFrame:
     """Return a row a point that both measured: base and new (median images/s), ratio new / base, and a verdict.
 
-    ratio_low and ratio_high are its 95 % bootstrap interval, superiority how often a new run is the faster of two. The
+    ratio_low and ratio_high are its 95 % bootstrap interval. The
     verdict is `no difference shown` where the two throughputs' own intervals overlap, and where either was measured
     once.
     """
@@ -105,8 +104,7 @@ def changes(base: pd.DataFrame, new: pd.DataFrame) -> pd.DataFrame:
         ratio_high=ratio_high,
     )
     verdict = np.select([after_low > before_high, after_high < before_low], [FASTER, SLOWER], ALIKE)
-    won = [differences.superiority(*pair) for pair in zip(after, before, strict=True)]
-    return found.assign(ratio=found.new / found.base, verdict=verdict, superiority=won)
+    return found.assign(ratio=found.new / found.base, verdict=verdict)
 
 
 def markdown(found: Comparison) -> str:
@@ -116,16 +114,14 @@ def markdown(found: Comparison) -> str:
         f"* {_plain(subject)}: {_plain(there)} → {_plain(here)}" for subject, (there, here) in found.environment.items()
     ]
     lines += ["", "## What came of it", "", *(f"* {_plain(sentence)}" for sentence in summary(found)), ""]
-    lines += [
-        "| | workload | trainer | devices | base, images/s | new, images/s | new / base | 95 % interval | faster |"
-    ]
-    lines += ["|---" * 9 + "|"]
+    lines += ["| | workload | trainer | devices | base, images/s | new, images/s | new / base | 95 % interval |"]
+    lines += ["|---" * 8 + "|"]
     for row in found.points.itertuples():
         interval = "–" if np.isnan(row.ratio_low) else f"{row.ratio_low:.3f}–{row.ratio_high:.3f}"
         verdict = f"**{row.verdict}**" if row.verdict != ALIKE else row.verdict
         lines.append(
             f"| {verdict} | {_plain(row.workload)} | {_plain(row.series)} | {row.world_size} "
-            f"| {_rate(row.base)} | {_rate(row.new)} | {row.ratio:.3f} | {interval} | {share(row.superiority)} |"
+            f"| {_rate(row.base)} | {_rate(row.new)} | {row.ratio:.3f} | {interval} |"
         )
     for title, rows in _unmatched(found).items():
         lines += ["", f"## {title}", ""]

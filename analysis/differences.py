@@ -1,75 +1,133 @@
-"""What is faster than what: series against series, ways to run a trainer against its usual way."""
+"""What is faster than what: series against series, ways to run a trainer against its usual way.
 
-from typing import Any
+One engine for the answer, the ways and `scalestudy compare`. A study measures repeat by repeat, each in an order of its
+own, so that a repeat is a block: what slows all of it cancels in the ratio of two trials of the same repeat.
+"""
+
+from itertools import combinations, product
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from scipy.special import stdtr, stdtrit
+from scipy.stats import permutation_test
 
-from scalestudy.analysis.intervals import bootstrap_intervals, ratio_intervals
-from scalestudy.analysis.metrics import POINT, WORK, need, throughputs
+from scalestudy.analysis.intervals import CONFIDENCE, FEWEST_REPEATS, bootstrap_intervals
+from scalestudy.analysis.metrics import POINT, WORK, need
 
+# A smaller difference is not worth a claim, however sure: other work, clocks and links change by as much.
+LEAST_DIFFERENCE = 0.01
 # More steps than any training takes.
 _NEVER_STEPS = 1e15
+_PERMUTATIONS = 10_000
+
+
+class Difference(NamedTuple):
+    """above / below: the geometric mean of ratios, its 95 % interval, and the p-value of "there is no difference".
+
+    pairs: of how many repeats, 0 where they do not pair. All but the ratio are NaN where either was measured once.
+    """
+
+    ratio: float
+    low: float
+    high: float
+    p_value: float
+    pairs: int
+
+
+def difference(above: pd.Series, below: pd.Series, null: float = 1.0) -> Difference:
+    """Return how many times `below` `above` is: two series of a positive figure, indexed by repeat.
+
+    Where six repeats or all of them pair: Student's t of the paired log ratios, below six pairs the exact test that
+    flips their signs (Fisher 1935), which of five cannot reach 5 %. Otherwise Welch's t of the logs (Welch 1947), below
+    six repeats the exact permutation test. `null` is the ratio that the p-value (two-sided) speaks of.
+    """
+    logs = paired_log_ratio(above, below)
+    pairs = len(logs)
+    if pairs < 2 or (pairs < FEWEST_REPEATS and pairs < max(len(above), len(below))):
+        return _unpaired(np.log(above.to_numpy(np.float64)), np.log(below.to_numpy(np.float64)), np.log(null))
+    standard_error = float(logs.std(ddof=1)) / np.sqrt(pairs)
+    found = _student(float(logs.mean()), standard_error, pairs - 1, np.log(null))
+    exact = pairs < FEWEST_REPEATS
+    return found._replace(pairs=pairs, p_value=_sign_flips(logs - np.log(null)) if exact else found.p_value)
+
+
+def paired_log_ratio(above: pd.Series, below: pd.Series) -> NDArray[np.float64]:
+    """Return ln(above / below) of every repeat that both have; none where a repeat was measured twice."""
+    if not above.index.equals(below.index):
+        common = above.index.intersection(below.index)
+        above, below = above.reindex(common), below.reindex(common)
+    if not above.index.is_unique:
+        return np.empty(0)
+    logs: NDArray[np.float64] = np.log(above.to_numpy(np.float64) / below.to_numpy(np.float64))
+    return logs
+
+
+def holm(p_values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the p-values adjusted for their number (Holm 1979): what is at most 0.05 is wrong anywhere in at most 5 %.
+
+    However they depend on each other. NaN, which is no claim, stays and does not count.
+    """
+    adjusted = np.full(len(p_values), np.nan)
+    order = np.argsort(p_values)[: int(np.isfinite(p_values).sum())]
+    adjusted[order] = np.maximum.accumulate(p_values[order] * np.arange(len(order), 0, -1)).clip(max=1)
+    return adjusted
+
+
+def judged(*tables: pd.DataFrame, least: float = LEAST_DIFFERENCE) -> list[pd.DataFrame]:
+    """Return tables of one page with p_adjusted, by Holm over all their p_value, and `shown`: what may be claimed.
+
+    Reads ratio and p_value. Shown is what has an adjusted p-value of at most 0.05, and a ratio beyond 1 ± least.
+    """
+    ends = np.cumsum([len(table) for table in tables])[:-1]
+    adjusted = np.split(holm(np.concatenate([table.p_value.to_numpy(np.float64) for table in tables])), ends)
+    return [
+        table.assign(p_adjusted=p, shown=(p <= 1 - CONFIDENCE) & ((table.ratio - 1).abs() > least))
+        for table, p in zip(tables, adjusted, strict=True)
+    ]
 
 
 def comparisons(table: pd.DataFrame, trials: pd.DataFrame) -> pd.DataFrame:
-    """Return a row for the fastest series against each other one, at each workload and world size.
+    """Return a row for every two series of a workload and world size: faster, slower, ratio and its `Difference`.
 
-    ratio is of median throughputs, with its bootstrap interval. `shown` is false where the two throughputs' own
-    intervals overlap, and where either was measured once. superiority: see there.
+    All pairs, since which one is the fastest is chosen by the same trials: a claim against the fastest is one of them.
+    The faster by geometric means, the fastest one first.
     """
-    need(table, [*POINT, "throughput_low", "throughput_high"])
-    samples = throughputs(trials)
+    need(table, POINT)
+    samples = by_repeat(trials)
     rows: list[dict[str, Any]] = []
-    faster: list[NDArray[np.float64]] = []
-    slower: list[NDArray[np.float64]] = []
     for key, group in table.groupby([*WORK, "world_size"], sort=True):
-        best, *others = group.sort_values("throughput_images_per_s", ascending=False).itertuples()
-        for other in others:
-            faster.append(samples[tuple(getattr(best, column) for column in POINT)])
-            slower.append(samples[tuple(getattr(other, column) for column in POINT)])
-            rows.append(
-                dict(zip([*WORK, "world_size"], key, strict=True))
-                | {
-                    "faster": best.series,
-                    "slower": other.series,
-                    "ratio": best.throughput_images_per_s / other.throughput_images_per_s,
-                    "repeats": min(best.repeats, other.repeats),
-                    "shown": bool(best.throughput_low > other.throughput_high),
-                    "superiority": superiority(faster[-1], slower[-1]),
-                }
-            )
-    low, high = ratio_intervals(faster, slower)
-    columns = [*WORK, "world_size", "faster", "slower", "ratio", "repeats", "shown", "superiority"]
-    return pd.DataFrame(rows, columns=columns).assign(ratio_low=low, ratio_high=high)
+        here = {row[POINT.index("series")]: samples[row] for row in group[POINT].itertuples(index=False, name=None)}
+        fastest_first = sorted(here, key=lambda series: -np.log(here[series]).mean())
+        rows += [
+            dict(zip([*WORK, "world_size"], key, strict=True))
+            | {"faster": faster, "slower": slower, "repeats": min(len(here[faster]), len(here[slower]))}
+            | _columns(difference(here[faster], here[slower]))
+            for faster, slower in combinations(fastest_first, 2)
+        ]
+    return pd.DataFrame(rows, columns=[*WORK, "world_size", "faster", "slower", "repeats", *_COLUMNS])
 
 
 def ways(table: pd.DataFrame, trials: pd.DataFrame) -> pd.DataFrame:
     """Return a row for every point of a trainer that was run in several ways there, against its usual way.
 
-    usual is the series with nothing changed, or the first by name where none is. ratio is of median throughputs, with
-    its bootstrap interval; none for the usual way itself, and none from one repeat.
+    usual is the series with nothing changed, or the first by name where none is. ratio, its interval and p_value: see
+    `Difference`; the usual way itself has none.
     """
     need(table, POINT)
     by = [*WORK, "world_size", "trainer"]
     table = table[table.groupby(by).series.transform("size") > 1]
-    samples = throughputs(trials[trials.series.isin(table.series)])
+    samples = by_repeat(trials[trials.series.isin(table.series)])
     rows: list[dict[str, Any]] = []
-    own: list[NDArray[np.float64]] = []
-    usual: list[NDArray[np.float64]] = []
     for _, group in table.groupby(by, sort=True):
         # The usual way has the trainer's bare name, which is the shortest and comes first.
         first, *others = group.sort_values("series")[POINT].to_dict("records")
-        for row in (first, *others):
-            own.append(samples[tuple(row.values())])
-            usual.append(samples[tuple(first.values())])
-            ratio = float(np.median(own[-1]) / np.median(usual[-1]))
-            rows.append(row | {"usual": first["series"], "ratio": ratio})
-    low, high = ratio_intervals(own, usual)
-    found = pd.DataFrame(rows, columns=[*POINT, "usual", "ratio"]).assign(ratio_low=low, ratio_high=high)
-    found.loc[found.series == found.usual, ["ratio_low", "ratio_high"]] = np.nan
-    return found
+        rows.append(first | {"usual": first["series"], "ratio": 1.0})
+        for row in others:
+            found = difference(samples[tuple(row.values())], samples[tuple(first.values())])
+            rows.append(row | {"usual": first["series"]} | _columns(found))
+    return pd.DataFrame(rows, columns=[*POINT, "usual", *_COLUMNS])
 
 
 def compilation(table: pd.DataFrame, trials: pd.DataFrame) -> pd.DataFrame:
@@ -77,13 +135,14 @@ def compilation(table: pd.DataFrame, trials: pd.DataFrame) -> pd.DataFrame:
 
     extra_s is what its first step took longer (tracing, compiling, capturing), saved_s what each step after it is
     shorter, both medians over repeats. break_even_steps = extra_s / saved_s, with its bootstrap interval: after so many
-    steps the mode has paid for itself; 1e15, which no training takes, where its steps are not shorter. `shown` as for
-    `comparisons`, `slower` its opposite.
+    steps the mode has paid for itself; 1e15, which no training takes, where its steps are not shorter. ratio is of
+    throughputs over eager's, see `Difference`.
     """
-    need(table, [*POINT, "first_step_s", "step_time_s", "throughput_low", "throughput_high"])
+    need(table, [*POINT, "first_step_s", "step_time_s"])
     by = [*WORK, "world_size", "trainer", "options"]
     table = table[table.groupby(by).execution.transform("size") > 1]
     measured = trials[trials.throughput_images_per_s.notna() & trials.series.isin(table.series)]
+    throughputs = by_repeat(measured)
     samples = {key: group[["first_step_s", "step_time_s"]].to_numpy().T for key, group in measured.groupby(POINT)}
     rows: list[dict[str, Any]] = []
     groups: list[tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]] = []
@@ -91,9 +150,8 @@ def compilation(table: pd.DataFrame, trials: pd.DataFrame) -> pd.DataFrame:
         eager = group[group.execution == "eager"]
         for prepared in group[group.execution != "eager"].to_dict("records") if len(eager) else ():
             plain = eager.iloc[0]
-            first_s, step_s = samples[tuple(prepared[column] for column in POINT)]
-            eager_first_s, eager_step_s = samples[tuple(plain[POINT])]
-            groups.append((first_s, step_s, eager_first_s, eager_step_s))
+            key, eager_key = tuple(prepared[column] for column in POINT), tuple(plain[POINT])
+            groups.append((*samples[key], *samples[eager_key]))
             rows.append(
                 {column: prepared[column] for column in [*POINT, "first_step_s", "step_time_s"]}
                 | {
@@ -101,20 +159,63 @@ def compilation(table: pd.DataFrame, trials: pd.DataFrame) -> pd.DataFrame:
                     "eager_step_time_s": plain.step_time_s,
                     "extra_s": prepared["first_step_s"] - plain.first_step_s,
                     "saved_s": plain.step_time_s - prepared["step_time_s"],
-                    "shown": bool(prepared["throughput_low"] > plain.throughput_high),
-                    "slower": bool(prepared["throughput_high"] < plain.throughput_low),
                 }
+                | _columns(difference(throughputs[key], throughputs[eager_key]))
             )
     columns = ["first_step_s", "step_time_s", "eager_first_step_s", "eager_step_time_s", "extra_s", "saved_s"]
-    found = pd.DataFrame(rows, columns=[*POINT, *columns, "shown", "slower"])
+    found = pd.DataFrame(rows, columns=[*POINT, *columns, *_COLUMNS])
     low, high = bootstrap_intervals(list(groups), _break_even_steps)
     steps = [float(_break_even_steps(*group, axis=0)) for group in groups]
     return found.assign(break_even_steps=steps, break_even_low=low, break_even_high=high)
 
 
-def superiority(above: NDArray[np.float64], below: NDArray[np.float64]) -> float:
-    """Return the share of pairs of runs in which that of `above` is the faster, ties half (Vargha & Delaney 2000)."""
-    return float((1 + np.sign(above[:, None] - below)).mean() / 2)
+def by_repeat(trials: pd.DataFrame, by: list[str] = POINT) -> dict[Any, pd.Series]:
+    """Return the throughputs that every point measured, each indexed by repeat."""
+    measured = trials[trials.throughput_images_per_s.notna()].set_index("repeat").sort_index()
+    return dict(iter(measured.groupby(by, sort=True).throughput_images_per_s))
+
+
+_COLUMNS = ["ratio", "ratio_low", "ratio_high", "p_value", "pairs"]
+
+
+def _columns(found: Difference) -> dict[str, Any]:
+    return dict(zip(_COLUMNS, found, strict=True))
+
+
+def _student(log_ratio: float, standard_error: float, degrees: float, null: float) -> Difference:
+    half = float(stdtrit(degrees, (1 + CONFIDENCE) / 2)) * standard_error
+    beyond = abs(log_ratio - null)
+    # Repeats that are equal to the last bit: nothing is left to chance.
+    p_value = 2 * stdtr(degrees, -beyond / standard_error) if standard_error > 0 else float(beyond == 0)
+    low, ratio, high = np.exp([log_ratio - half, log_ratio, log_ratio + half]).tolist()
+    return Difference(ratio, low, high, float(p_value), 0)
+
+
+def _sign_flips(logs: NDArray[np.float64]) -> float:
+    signs = np.array(list(product((-1, 1), repeat=len(logs))))
+    return float(np.mean(np.abs(signs @ logs) >= abs(logs.sum()) * (1 - 1e-9)))
+
+
+def _unpaired(above: NDArray[np.float64], below: NDArray[np.float64], null: float) -> Difference:
+    log_ratio = float(above.mean() - below.mean())
+    if min(len(above), len(below)) < 2:
+        return Difference(float(np.exp(log_ratio)), np.nan, np.nan, np.nan, 0)
+    parts = [float(side.var(ddof=1)) / len(side) for side in (above, below)]
+    total = sum(parts)
+    # Welch and Satterthwaite's; where nothing varies any number will do.
+    spread = sum(part**2 / (len(side) - 1) for part, side in zip(parts, (above, below), strict=True))
+    degrees = total**2 / spread if spread > 0 else len(above) + len(below) - 2
+    found = _student(log_ratio, np.sqrt(total), degrees, null)
+    if min(len(above), len(below)) >= FEWEST_REPEATS:
+        return found
+    exact = permutation_test(
+        (above - null, below),
+        lambda a, b, axis: np.mean(a, axis=axis) - np.mean(b, axis=axis),
+        vectorized=True,
+        n_resamples=_PERMUTATIONS,
+        rng=np.random.default_rng(0),
+    )
+    return found._replace(p_value=float(exact.pvalue))
 
 
 def _break_even_steps(

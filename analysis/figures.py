@@ -447,13 +447,13 @@ def compilation(points: pd.DataFrame, compared: pd.DataFrame) -> Figure:
     panels = smallest[by].drop_duplicates().head(_MOST_TRAINER_PANELS)
     rows = points.merge(panels, on=by)
     crossings = smallest.merge(panels, on=by)
-    most = crossings[crossings.shown].break_even_steps.max()
+    most = crossings[crossings.shown & (crossings.ratio > 1)].break_even_steps.max()
     steps = np.geomspace(1, 10 ** np.ceil(np.log10(max(1e4, 10 * np.nan_to_num(most)))), 200)
 
     def draw(axes: Axes, group: pd.DataFrame) -> None:
         colour = COLOURS[group.trainer.iloc[0]]
         here = crossings.merge(group[[*by, "execution"]], on=[*by, "execution"])
-        slower = set(here[here.slower].execution)
+        slower = set(here[here.shown & (here.ratio < 1)].execution)
         ends = []
         for row in group.sort_values("execution").itertuples():
             mean_ms = 1e3 * (row.first_step_s + (steps - 1) * row.step_time_s) / steps
@@ -462,7 +462,7 @@ def compilation(points: pd.DataFrame, compared: pd.DataFrame) -> Figure:
             ends.append((mean_ms[-1], f"{row.execution} {1e3 * row.step_time_s:.3g} ms{never}"))
         axes.set_xscale("log")
         axes.set_yscale("log")
-        for row in here[here.shown & (here.break_even_steps > 1)].itertuples():
+        for row in here[here.shown & (here.ratio > 1) & (here.break_even_steps > 1)].itertuples():
             at = 1e3 * (row.first_step_s + (row.break_even_steps - 1) * row.step_time_s) / row.break_even_steps
             axes.plot(row.break_even_steps, at, marker="o", color="black", markersize=5, zorder=5)
             axes.annotate(

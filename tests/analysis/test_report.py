@@ -42,7 +42,9 @@ def test_the_report_is_one_file_that_needs_no_network(out: Path) -> None:
 
 def test_the_report_leads_with_the_answer_and_ends_with_the_reasons(out: Path) -> None:
     html = write_report(out).html.read_text()
-    assert html.index("On 1 device, torch-ddp is 2.00× as fast as tf-multiworker") < html.index("<h2>Tables</h2>")
+    assert html.index("On 1 device, torch-ddp ran 2.00× as fast as tf-multiworker, but three") < html.index(
+        "<h2>Tables</h2>"
+    )
     assert "12 of 13 trials ended ok" in html
     assert "rank 0: ValueError: &lt;script&gt;alert(1)&lt;/script&gt;" in html
     assert "75% of the time, not 95 %" in html
