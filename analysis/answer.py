@@ -5,7 +5,8 @@ from typing import Any
 
 import pandas as pd
 
-from scalestudy.analysis.metrics import CAUSES, WORK
+from scalestudy.analysis.causes import CAUSES
+from scalestudy.analysis.metrics import WORK
 from scalestudy.analysis.shares import ratio, share
 
 # Below this share of the reference's throughput per device, added devices are said to be poorly used.

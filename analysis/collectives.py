@@ -18,8 +18,8 @@ from scipy.optimize import nnls
 from scalestudy.analysis import figures
 from scalestudy.analysis.canvas import save_png
 from scalestudy.analysis.frames import read_records, trial_row
+from scalestudy.analysis.intervals import CONFIDENCE, median_intervals
 from scalestudy.analysis.laws import Values, resampled
-from scalestudy.analysis.metrics import CONFIDENCE, median_intervals
 from scalestudy.trainers.files import COLLECTIVES, DamagedError, record_paths
 from scalestudy.trainers.record import Record
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from scalestudy.analysis import figures, metrics
+from scalestudy.analysis import differences, figures, intervals, metrics
 from scalestudy.analysis.fairness import guarded
 from scalestudy.analysis.report import Facts, as_image, page, read_study
 from scalestudy.analysis.shares import share
@@ -92,9 +92,9 @@ def changes(base: pd.DataFrame, new: pd.DataFrame) -> pd.DataFrame:
     ]
     keys = [key for key in by_point[0] if key in by_point[1]]
     before, after = ([samples[key] for key in keys] for samples in by_point)
-    before_low, before_high = metrics.median_intervals(before)
-    after_low, after_high = metrics.median_intervals(after)
-    ratio_low, ratio_high = metrics.ratio_intervals(after, before)
+    before_low, before_high = intervals.median_intervals(before)
+    after_low, after_high = intervals.median_intervals(after)
+    ratio_low, ratio_high = intervals.ratio_intervals(after, before)
     medians = [[float(np.median(sample)) for sample in samples] for samples in (before, after)]
     found = pd.DataFrame(keys, columns=MATCH).assign(
         base=medians[0],
@@ -105,7 +105,7 @@ def changes(base: pd.DataFrame, new: pd.DataFrame) -> pd.DataFrame:
         ratio_high=ratio_high,
     )
     verdict = np.select([after_low > before_high, after_high < before_low], [FASTER, SLOWER], ALIKE)
-    won = [metrics.superiority(*pair) for pair in zip(after, before, strict=True)]
+    won = [differences.superiority(*pair) for pair in zip(after, before, strict=True)]
     return found.assign(ratio=found.new / found.base, verdict=verdict, superiority=won)
 
 
@@ -170,10 +170,10 @@ def summary(found: Comparison) -> list[str]:
     if found.points.empty:
         said.append("They have no point in common that both measured: nothing can be compared.")
     fewest = found.points[["base_repeats", "new_repeats"]].min().min()
-    if fewest < metrics.FEWEST_REPEATS:
+    if fewest < intervals.FEWEST_REPEATS:
         said.append(
             f"The smallest point has {_count(int(fewest), 'repeat')}, whose interval holds the true median "
-            f"{metrics.coverage(fewest):.0%} of the time, not 95 %; {metrics.FEWEST_REPEATS} or more reach that."
+            f"{intervals.coverage(fewest):.0%} of the time, not 95 %; {intervals.FEWEST_REPEATS} or more reach that."
         )
     past = len(found.regressions)
     said.append(

@@ -18,7 +18,8 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.optimize import nnls
 
-from scalestudy.analysis.metrics import CONFIDENCE, SERIES
+from scalestudy.analysis.intervals import CONFIDENCE
+from scalestudy.analysis.metrics import SERIES
 
 Values = NDArray[np.float64]
 

@@ -2,7 +2,7 @@
 
 import base64
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -10,9 +10,22 @@ from typing import Any
 import jinja2
 import pandas as pd
 
-from scalestudy.analysis import answer, collectives, devices, fairness, figures, laws, metrics, placement, shares
+from scalestudy.analysis import (
+    answer,
+    causes,
+    collectives,
+    devices,
+    fairness,
+    figures,
+    intervals,
+    laws,
+    metrics,
+    placement,
+    shares,
+)
 from scalestudy.analysis.canvas import Figure, as_svg, save_png
 from scalestudy.analysis.frames import Frames, frames, read_records, record_files
+from scalestudy.analysis.tables import Tables, tables
 from scalestudy.trainers.files import DamagedError, read_record
 from scalestudy.trainers.record import Costs, Record
 from scalestudy.trainers.trainer import series_name
@@ -36,14 +49,9 @@ def write_report(out: Path, prices: Mapping[str, float] | None = None) -> Writte
     Raises ValueError where it holds no record.
     """
     facts, found, damaged = read_study(out)
-    trials, unlike = fairness.guarded(found.trials)
-    trials = metrics.with_efficiency(metrics.with_throughput(trials))
-    trials = metrics.with_causes(metrics.with_devices(trials, found.devices))
-    points = metrics.points(trials)
-    if len(points):
-        points = metrics.with_warm_up_peaks(points, trials)
-    compared = metrics.comparisons(points, trials) if len(points) else pd.DataFrame()
-    compared.to_csv(out / "comparisons.csv", index=False)
+    made = tables(found)
+    trials, points = made.trials, made.points
+    made.comparisons.to_csv(out / "comparisons.csv", index=False)
     traps = pd.DataFrame(fairness.traps(trials), columns=devices.NOTICE_COLUMNS)
     notices = _notices(pd.concat([traps, found.notices]), trials)
     swept = collectives.read(out, damaged)
@@ -57,16 +65,14 @@ def write_report(out: Path, prices: Mapping[str, float] | None = None) -> Writte
     fitted = laws.fits(_usual(trials[trials.workload.isin(shown)], points))
     drawn = {
         name: _save(figure, out / "figures" / name)
-        for name, figure in _draw(
-            found, trials[trials.workload.isin(shown)], points[points.workload.isin(shown)], fitted, out / "trials"
-        ).items()
+        for name, figure in _draw(found, _of(made, shown), fitted, out / "trials").items()
     }
     if len(swept):
         figure = figures.collectives(collectives.points(swept), collectives.fits(swept))
         drawn["collectives"] = _save(figure, out / "figures" / "collectives")
     html = out / "report.html"
     costs = facts.costs.model_copy(update=dict(prices or {}))
-    said = answer.headline(points, compared, metrics.compilation(points, trials)) if len(points) else []
+    said = answer.headline(points, made.comparisons, made.compilation) if len(points) else []
     html.write_text(
         encoding="utf-8",
         data=_page(
@@ -76,7 +82,7 @@ def write_report(out: Path, prices: Mapping[str, float] | None = None) -> Writte
             points,
             damaged,
             answers=said,
-            unlike=[*unlike, *(f"{sentence}." for sentence in facts.left_out)],
+            unlike=[*made.unlike, *(f"{sentence}." for sentence in facts.left_out)],
             notices=notices,
             sizes=_sizes(points, fitted),
             swept=collectives.fits(swept).to_dict("records"),
@@ -200,10 +206,16 @@ def _uri(svg: bytes) -> str:
     return f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}"
 
 
-def _draw(
-    found: Frames, trials: pd.DataFrame, points: pd.DataFrame, fitted: pd.DataFrame, trials_path: Path
-) -> dict[str, Figure]:
+def _of(made: Tables, workloads: list[str]) -> Tables:
+    """Return the tables' rows of some workloads."""
+    names = [field.name for field in fields(made) if field.name != "unlike"]
+    rows = {name: table[table.workload.isin(workloads)] for name in names if len(table := getattr(made, name))}
+    return replace(made, **rows)
+
+
+def _draw(found: Frames, made: Tables, fitted: pd.DataFrame, trials_path: Path) -> dict[str, Figure]:
     """Return every figure there is something to draw for, in the report's order."""
+    trials, points = made.trials, made.points
     if points.empty:
         return {}
     drawn = {
@@ -215,12 +227,10 @@ def _draw(
         "memory": figures.memory(points),
         "set_up": figures.set_up(metrics.phase_times(found.phases, trials)),
     }
-    compared = metrics.ways(points, trials)
-    if len(compared):
-        drawn["ways"] = figures.ways(compared)
-    compiled = metrics.compilation(points, trials)
-    if len(compiled):
-        drawn["compilation"] = figures.compilation(points, compiled)
+    if len(made.ways):
+        drawn["ways"] = figures.ways(made.ways)
+    if len(made.compilation):
+        drawn["compilation"] = figures.compilation(points, made.compilation)
     if fitted.best.any():
         drawn["laws"] = figures.laws(points, fitted)
     if points.joules_per_image.notna().any():
@@ -231,14 +241,14 @@ def _draw(
 
 
 def _draw_causes(found: Frames, trials: pd.DataFrame, points: pd.DataFrame) -> dict[str, Figure]:
-    causes = metrics.decomposed(trials)
-    if causes.empty:
+    decomposed = causes.decomposed(trials)
+    if decomposed.empty:
         return {}
-    drawn = {"waterfall": figures.waterfall(causes)}
+    drawn = {"waterfall": figures.waterfall(decomposed)}
     exchanged = points[points.exchange_s.notna()]
     if len(exchanged):
         drawn["overlap"] = figures.overlap(exchanged)
-    named = causes[["trial", "jitter", "together", *metrics.POINT]].head(_MOST_EXAMPLES)
+    named = decomposed[["trial", "jitter", "together", *metrics.POINT]].head(_MOST_EXAMPLES)
     ranks = found.ranks.merge(named, on="trial")
     # One process drives all devices of tf-mirrored: none of them is seen to wait.
     ranks = ranks[ranks.groupby("trial")["rank"].transform("nunique") > 1]
@@ -290,7 +300,7 @@ def _page(
         trial_count=len(trials),
         ok_count=len(ok),
         repeats=int(points.repeats.min()) if len(points) else 0,
-        coverage=metrics.coverage,
+        coverage=intervals.coverage,
         floor=answer.EFFICIENCY_FLOOR,
         accuracy=_accuracy(ok),
         **parts,

@@ -19,7 +19,8 @@ import numpy as np
 import pandas as pd
 
 from scalestudy.analysis.frames import frames, read_records, record_files
-from scalestudy.analysis.metrics import ratio_intervals, with_throughput
+from scalestudy.analysis.intervals import ratio_intervals
+from scalestudy.analysis.metrics import with_throughput
 from scalestudy.cluster.host import usable_cpus
 from scalestudy.cluster.ports import free_ports
 

@@ -80,7 +80,7 @@ def pending(trials: Iterable[Trial], folder: StudyFolder, adaptive: Repeats | No
 
 def _still_wide(trial: Trial, folder: StudyFolder, until: float) -> bool:
     """Return whether the interval of a trial's point, over the repeats before it, is wider than ± `until`."""
-    from scalestudy.analysis.metrics import median_intervals
+    from scalestudy.analysis.intervals import median_intervals
 
     before = (folder.record(trial.model_copy(update={"repeat": repeat})) for repeat in range(trial.repeat))
     ok = [record for record in before if record is not None and record.outcome == "ok"]

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from scalestudy.analysis import metrics
+from scalestudy.analysis import intervals
 from scalestudy.analysis.compare import ALIKE, FASTER, MATCH, SLOWER, changes, compare, html, markdown, summary
 from scalestudy.launch.cli import app
 from scalestudy.launch.folder import StudyFolder
@@ -161,7 +161,7 @@ def test_few_repeats_are_said(make_trial: MakeTrial, folder: Callable[..., Path]
     found = compare(folder("base", USUAL), folder("new", USUAL), tolerance=0.0)
     assert not any("repeats, whose interval" in sentence for sentence in summary(found))
     few = found.points.assign(new_repeats=3)
-    assert f"holds the true median {metrics.coverage(3):.0%} of the time" in " ".join(
+    assert f"holds the true median {intervals.coverage(3):.0%} of the time" in " ".join(
         summary(type(found)(**(vars(found) | {"points": few})))
     )
 

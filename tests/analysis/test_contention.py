@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from scalestudy.analysis import answer, contention, metrics
+from scalestudy.analysis import answer, contention
 from scalestudy.analysis.frames import frames
+from scalestudy.analysis.tables import tables
 from scalestudy.cluster.cpu_use import CpuUse
 from scalestudy.trainers.record import Placement, RankReport, Record
 from scalestudy.trainers.trial import Trial
@@ -134,9 +135,7 @@ def test_a_quota_takes_the_place_of_other_causes(
 
     records = [record(world_size, repeat) for world_size in (1, 2) for repeat in range(6)]
     found = frames(records, Path("/nowhere"))
-    timed = metrics.with_devices(metrics.with_throughput(found.trials), found.devices)
-    points = metrics.points(metrics.with_causes(metrics.with_efficiency(timed)))
-    said = " ".join(answer._why(points))
+    said = " ".join(answer._why(tables(found).points))
     assert "slower computing leaves 51%" in said
     assert ("A CPU quota held ranks up in 13% of its periods" in said) == (throttled > 0)
     assert ("memory bandwidth" in said) == (throttled == 0)

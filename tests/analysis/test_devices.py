@@ -13,6 +13,7 @@ import pytest
 from scalestudy.analysis import devices, metrics
 from scalestudy.analysis.frames import Frames, frames
 from scalestudy.analysis.report import write_report
+from scalestudy.analysis.tables import tables
 from scalestudy.cluster.clock import now_s
 from scalestudy.cluster.sample_file import SampleWriter
 from scalestudy.cluster.telemetry import Gpu, Sampling, Telemetry
@@ -93,8 +94,7 @@ def analysed(
         telemetry = write_samples(tmp_path, trial, [row(at_s) for at_s in times() for row in planted])
         record = as_planted(make_record(trial), telemetry.model_copy(update=changes))
         found = frames([record], tmp_path)
-        trials = metrics.with_devices(metrics.with_efficiency(metrics.with_throughput(found.trials)), found.devices)
-        return found, metrics.with_causes(trials)
+        return found, tables(found).trials
 
     return analyse
 

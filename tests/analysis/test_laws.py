@@ -8,7 +8,7 @@ import pytest
 
 from scalestudy.analysis import laws
 from scalestudy.analysis.devices import USE_COLUMNS
-from scalestudy.analysis.metrics import POINT, points, with_causes, with_devices, with_efficiency
+from scalestudy.analysis.metrics import POINT, points, with_devices, with_efficiency
 
 PLANTED: dict[str, tuple[Callable[[np.ndarray], np.ndarray], dict[str, float]]] = {
     "Amdahl": (lambda n: 1000 * n / (1 + 0.03 * (n - 1)), {"one_device": 1000, "serial": 0.03}),
@@ -99,7 +99,7 @@ def table(throughput: dict[int, list[float]]) -> pd.DataFrame:
     parts = ["whole_s", "resident_s", "local_typical_s", "local_max_s", "exchange_s", "exchanged_bytes", "jitter"]
     parts += ["slowest_rank", "slowest_host", "within", "changed_at"]
     measured = with_efficiency(trials.assign(**dict.fromkeys(parts), apart=0))
-    return points(with_causes(with_devices(measured, pd.DataFrame(columns=USE_COLUMNS))))
+    return points(with_devices(measured, pd.DataFrame(columns=USE_COLUMNS)))
 
 
 def test_the_three_criteria_are_hand_worked() -> None:

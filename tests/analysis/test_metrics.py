@@ -7,8 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scalestudy.analysis import answer, metrics
+from scalestudy.analysis import answer, causes, differences, intervals, metrics
 from scalestudy.analysis.frames import Frames, expected_jitter, frames
+from scalestudy.analysis.tables import tables
 from scalestudy.trainers.options import DdpOptions
 from scalestudy.trainers.record import Record, Window
 from scalestudy.trainers.trial import Data, Trial
@@ -19,13 +20,12 @@ MakeRecord = Callable[..., Record]
 
 def analysed(records: list[Record]) -> tuple[Frames, pd.DataFrame, pd.DataFrame]:
     found = frames(records, Path("/nowhere"))
-    trials = metrics.with_devices(metrics.with_efficiency(metrics.with_throughput(found.trials)), found.devices)
-    trials = metrics.with_causes(trials)
-    return found, trials, metrics.points(trials)
+    made = tables(found)
+    return found, made.trials, made.points
 
 
 def sentences_of(points: pd.DataFrame, trials: pd.DataFrame) -> list[tuple[str, list[str]]]:
-    return answer.headline(points, metrics.comparisons(points, trials), metrics.compilation(points, trials))
+    return answer.headline(points, differences.comparisons(points, trials), differences.compilation(points, trials))
 
 
 def study(
@@ -127,14 +127,14 @@ DRAWS: dict[str, Callable[[np.random.Generator, tuple[int, int]], np.ndarray]] =
 @pytest.mark.parametrize("shape", DRAWS)
 def test_intervals_hold_the_true_median_as_often_as_they_say(shape: str, repeats: int) -> None:
     samples = DRAWS[shape](np.random.default_rng(repeats), (2000, repeats))
-    low, high = metrics.median_intervals(list(samples))
+    low, high = intervals.median_intervals(list(samples))
     assert 0.93 <= np.mean((low <= 1) & (high >= 1)) <= 0.97
 
 
 @pytest.mark.parametrize("repeats", [6, 10])
 def test_intervals_of_a_ratio_hold_it_as_often_as_they_say(repeats: int) -> None:
     above, below = np.random.default_rng(0).normal(1, 0.02, (2, 2000, repeats))
-    low, high = metrics.ratio_intervals(list(1.1 * above), list(below))
+    low, high = intervals.ratio_intervals(list(1.1 * above), list(below))
     assert 0.93 <= np.mean((low <= 1.1) & (high >= 1.1)) <= 0.97
 
 
@@ -142,13 +142,13 @@ def test_of_ten_repeats_the_interval_lies_between_their_second_and_third_from_ei
     # Hettmansperger & Sheather's own interpolation: 97.85 % are held by the second, 89.06 % by the third.
     part = (0.978516 - 0.95) / (0.978516 - 0.890625)
     share = 8 * part / (2 + 6 * part)
-    low, high = metrics.median_intervals([np.arange(1.0, 11.0)])
+    low, high = intervals.median_intervals([np.arange(1.0, 11.0)])
     assert (low[0], high[0]) == pytest.approx((2 + share, 9 - share), abs=1e-4)
 
 
 def test_superiority_is_the_share_of_pairs() -> None:
-    assert metrics.superiority(np.array([3.0, 4.0]), np.array([1.0, 2.0])) == 1
-    assert metrics.superiority(np.array([1.0, 3.0]), np.array([1.0, 2.0])) == pytest.approx(0.625)
+    assert differences.superiority(np.array([3.0, 4.0]), np.array([1.0, 2.0])) == 1
+    assert differences.superiority(np.array([1.0, 3.0]), np.array([1.0, 2.0])) == pytest.approx(0.625)
 
 
 def test_the_range_of_few_repeats_covers_the_median_as_stated() -> None:
@@ -156,13 +156,13 @@ def test_the_range_of_few_repeats_covers_the_median_as_stated() -> None:
     for repeats in (2, 3, 6):
         draws = rng.normal(size=(20_000, repeats))
         held = np.mean((draws.min(axis=1) <= 0) & (draws.max(axis=1) >= 0))
-        assert metrics.coverage(repeats) == pytest.approx(held, abs=0.015)
+        assert intervals.coverage(repeats) == pytest.approx(held, abs=0.015)
 
 
 def test_a_faster_trainer_is_named_with_its_ratio(make_trial: MakeTrial, make_record: MakeRecord) -> None:
     repeats = {("torch-ddp", 1): [0.1, 0.1, 0.1], ("tf-multiworker", 1): [0.2, 0.21, 0.19]}
     _, trials, points = analysed(study(make_trial, make_record, repeats))
-    [row] = metrics.comparisons(points, trials).itertuples()
+    [row] = differences.comparisons(points, trials).itertuples()
     assert (row.faster, row.slower, row.shown) == ("torch-ddp", "tf-multiworker", True)
     assert row.ratio == pytest.approx(2)
     assert (row.ratio_low, row.ratio_high) == pytest.approx((1.9, 2.1))
@@ -171,7 +171,7 @@ def test_a_faster_trainer_is_named_with_its_ratio(make_trial: MakeTrial, make_re
 def test_overlapping_intervals_show_no_difference(make_trial: MakeTrial, make_record: MakeRecord) -> None:
     repeats = {("torch-ddp", 1): [0.1, 0.12, 0.11], ("tf-multiworker", 1): [0.115, 0.13, 0.14]}
     _, trials, points = analysed(study(make_trial, make_record, repeats))
-    assert metrics.comparisons(points, trials).shown.tolist() == [False]
+    assert differences.comparisons(points, trials).shown.tolist() == [False]
     [(_, sentences)] = sentences_of(points, trials)
     assert "no difference shown between torch-ddp and tf-multiworker" in sentences[0]
 
@@ -183,7 +183,7 @@ def test_trials_of_different_work_are_never_compared(make_trial: MakeTrial, make
         make_record(make_trial(trainer="tf-mirrored", per_device_batch=8, threads_per_device=2), 0.1),
     ]
     _, trials, points = analysed(records)
-    assert metrics.comparisons(points, trials).empty
+    assert differences.comparisons(points, trials).empty
 
 
 def test_the_answer_says_where_efficiency_falls(make_trial: MakeTrial, make_record: MakeRecord) -> None:
@@ -244,7 +244,7 @@ def test_a_trainer_in_another_way_is_a_series_of_its_own_beside_its_usual_one(
 ) -> None:
     _, trials, points = analysed(in_ways(make_trial, make_record))
     assert points.series.tolist() == ["torch-ddp compiled", "torch-ddp", "torch-ddp bucket_cap_mb=1"]
-    found = metrics.ways(points, trials).set_index("series")
+    found = differences.ways(points, trials).set_index("series")
     assert set(found.usual) == {"torch-ddp"}
     assert found.ratio.to_dict() == pytest.approx(
         {"torch-ddp": 1, "torch-ddp compiled": 1.25, "torch-ddp bucket_cap_mb=1": 0.5}
@@ -260,7 +260,7 @@ def test_compiling_has_paid_for_itself_after_as_many_steps_as_its_first_one_took
     make_trial: MakeTrial, make_record: MakeRecord
 ) -> None:
     _, trials, points = analysed(in_ways(make_trial, make_record))
-    [row] = metrics.compilation(points, trials).itertuples()
+    [row] = differences.compilation(points, trials).itertuples()
     assert (row.series, row.extra_s, row.shown) == ("torch-ddp compiled", 20, True)
     # Medians: 0.101 s eagerly, 0.0808 s compiled; 20 s over 0.0202 s.
     assert row.break_even_steps == pytest.approx(20 / 0.0202)
@@ -366,11 +366,11 @@ def test_a_planted_cause_is_found_and_named(make_trial: MakeTrial, make_record: 
             with_parts(four, step_s * spread, resident_s * spread, [seconds * spread for seconds in local_s])
         )
     _, trials, points = analysed(records)
-    product = trials[list(metrics.CAUSES)].prod(axis=1)
+    product = trials[list(causes.CAUSES)].prod(axis=1)
     assert product.to_numpy() == pytest.approx(trials.efficiency.to_numpy(), rel=1e-12)
     four = points[points.world_size == 4].iloc[0]
-    expected = dict.fromkeys(metrics.CAUSES, 1.0) | {planted: factor}
-    for cause in metrics.CAUSES:
+    expected = dict.fromkeys(causes.CAUSES, 1.0) | {planted: factor}
+    for cause in causes.CAUSES:
         assert four[cause] == pytest.approx(expected[cause], abs=0.005), cause
     [why] = [sentence for sentence in sentences_of(points, trials)[0][1] if sentence.startswith("Why")]
     named = {
@@ -448,8 +448,8 @@ def test_causes_of_strong_scaling_multiply_to_its_efficiency(make_trial: MakeTri
 
 def test_without_parts_there_are_no_causes(make_trial: MakeTrial, make_record: MakeRecord) -> None:
     _, trials, points = analysed([make_record(make_trial(), 0.1), make_record(make_trial(world_size=2), 0.2)])
-    assert trials[list(metrics.CAUSES)].isna().all(axis=None)
-    assert metrics.decomposed(trials).empty
+    assert trials[list(causes.CAUSES)].isna().all(axis=None)
+    assert causes.decomposed(trials).empty
     assert not any(sentence.startswith("W") for sentence in sentences_of(points, trials)[0][1])
 
 
