@@ -7,34 +7,26 @@ from pathlib import Path
 
 import pandas as pd
 
-from scalestudy.analysis import answer, compare, devices, fairness, laws, metrics
+from scalestudy.analysis import answer, compare, devices, fairness, laws
+from scalestudy.analysis.causes import CAUSES
 from scalestudy.analysis.frames import frames
+from scalestudy.analysis.tables import tables
 from scalestudy.trainers.record import Record
 
 
 class Page:
-    """What `report.write_report` has in hand before it draws and writes, worked out as far as it is asked for."""
+    """What `report.write_report` has in hand before it draws and writes."""
 
     def __init__(self, records: Iterable[Record]) -> None:
         self.found = frames(records, Path("nowhere"))
-        trials, _ = fairness.guarded(self.found.trials)
-        trials = metrics.with_efficiency(metrics.with_throughput(trials))
-        self.trials = metrics.with_causes(metrics.with_devices(trials, self.found.devices))
-
-    @cached_property
-    def points(self) -> pd.DataFrame:
-        """A row a point."""
-        return metrics.points(self.trials)
-
-    @cached_property
-    def compared(self) -> pd.DataFrame:
-        """A row a comparison."""
-        return metrics.comparisons(self.points, self.trials)
+        made = tables(self.found)
+        self.trials, self.points, self.comparisons = made.trials, made.points, made.comparisons
+        self.compilation = made.compilation
 
     @cached_property
     def sentences(self) -> list[str]:
         """The answer in words."""
-        told = answer.headline(self.points, self.compared, metrics.compilation(self.points, self.trials))
+        told = answer.headline(self.points, self.comparisons, self.compilation)
         return [sentence for _, sentences in told for sentence in sentences]
 
     @cached_property
@@ -46,13 +38,13 @@ class Page:
 
 def faster(read: Page) -> set[tuple[str, str, int]]:
     """Return every pair of which one is claimed to be faster: the faster, the slower, on how many devices."""
-    shown = read.compared[read.compared.shown] if len(read.compared) else read.compared
+    shown = read.comparisons[read.comparisons.shown] if len(read.comparisons) else read.comparisons
     return {(row.faster, row.slower, row.world_size) for row in shown.itertuples()}
 
 
 def ratio_interval(read: Page) -> tuple[str, float, float]:
     """Return of a page's one comparison who is the faster, and the ratio's interval."""
-    row = read.compared.iloc[0]
+    row = read.comparisons.iloc[0]
     return row.faster, row.ratio_low, row.ratio_high
 
 
@@ -76,7 +68,7 @@ def doubted(read: Page) -> bool:
 def factor_intervals(read: Page) -> dict[str, tuple[float, float]]:
     """Return the interval of every factor of the efficiency at the largest world size."""
     row = read.points.sort_values("world_size").iloc[-1]
-    return {cause: (row[f"{cause}_low"], row[f"{cause}_high"]) for cause in metrics.CAUSES}
+    return {cause: (row[f"{cause}_low"], row[f"{cause}_high"]) for cause in CAUSES}
 
 
 def efficiency_interval(read: Page) -> tuple[float, float]:

@@ -1,6 +1,6 @@
 """How often is a claim of the report wrong, and how often is what is there found? Whole studies, simulated.
 
-Usage: python benchmarks/error_rates.py [--quick] [--only SECTION] [--seed N] [--out FILE.json]
+Usage: python benchmarks/error_rates.py [--quick] [--share S] [--only SECTION] [--seed N] [--out FILE.json]
 
 Records are generated, those of causes by the real measuring loop on a virtual cluster, and read by the code of the
 report. Prints Markdown tables and writes the same as JSON, with Clopper-Pearson intervals of every rate.
@@ -334,7 +334,7 @@ def _causes() -> Iterator[Cell]:
 def _cases() -> Iterator[Cell]:
     """Yield what was once judged wrongly."""
     for queue in (0, 2, 16, 256):
-        fed = {"batch_period_s": 0.05, "queue": queue, "jitter": 0.002, "repeat_jitter": 0.005}
+        fed = {"batch_period_s": 0.05, "queue": queue, "jitter": 0.002, "repeat_jitter": 0.005, "exchange_s": 0.0005}
         for period_s in (0.11, 0.125, 0.15, 0.2):
             planted = {"reference": fed, "ranks": 8, "repeats": 6, "batch_period_s": period_s}
             row, column = f"{1e3 * period_s:.0f} ms a batch", f"{queue} ahead"
@@ -346,7 +346,9 @@ def _cases() -> Iterator[Cell]:
         "a straggler of 10 % that changes": {"slowdown": _changing_straggler},
     }
     for row, how in rows.items():
-        yield Cell("cases on 64 ranks", row, "6 repeats", 200, case, {"ranks": 64, "repeats": 6, **how})
+        yield Cell(
+            "cases on 64 ranks", row, "6 repeats", 200, case, {"ranks": 64, "repeats": 6, "exchange_s": 0.0005, **how}
+        )
 
 
 def _trials() -> Iterator[Cell]:
@@ -444,12 +446,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Simulate, write, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="some columns, a hundredth of the pages")
+    parser.add_argument("--share", type=float, default=1.0, help="of the pages of every cell")
     parser.add_argument("--only", default="", help="sections that begin like this")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--processes", type=int, default=PROCESSES)
     parser.add_argument("--out", type=Path, default=Path("error-rates.json"))
     given = parser.parse_args(argv)
-    chosen = [cell for cell in cells(given.quick) if cell.section.startswith(given.only)]
+    chosen = [
+        replace(cell, pages=max(_FEWEST_PAGES, round(given.share * cell.pages)))
+        for cell in cells(given.quick)
+        if cell.section.startswith(given.only)
+    ]
     rows = run(chosen, given.seed, given.processes)
     given.out.write_text(json.dumps({"seed": given.seed, "quick": given.quick, "rows": rows}, indent=1))
     print(markdown(rows))

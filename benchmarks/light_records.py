@@ -33,7 +33,8 @@ def noise(kind: str, spread: float, shape: tuple[int, int], rng: np.random.Gener
         return np.asarray(np.exp(spread * _NORMAL / _T * rng.standard_t(3, shape)))
     if kind == "bimodal":
         # Three of ten repeats run in a slower state.
-        return (1 + 4 * spread * (rng.random(shape) < 0.3)) * np.exp(spread / 4 * rng.standard_normal(shape))
+        slow = rng.random(shape) < 0.3
+        return np.asarray((1 + 4 * spread * slow) * np.exp(spread / 4 * rng.standard_normal(shape)))
     if kind == "Pareto":
         # Nothing is faster than the best, and some are far slower.
         return np.asarray(1 + spread * _NORMAL / _LOMAX * rng.pareto(2, shape))
