@@ -17,16 +17,21 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import claims
 import numpy as np
-from light_records import NOISES, STEP_S, Point, light_record, noise, study, write
+from light_records import NOISES, STEP_S, Point, failed, light_record, noise, study, write
 from numpy.typing import NDArray
 from scipy.optimize import brentq
 from scipy.stats import beta
 from virtual_cluster import FIRST_START, Cluster, Truth, record
 
+from scalestudy.launch.folder import StudyFolder
+from scalestudy.launch.runner import pending
+from scalestudy.launch.study import Repeats
+from scalestudy.trainers.record import Record
 from scalestudy.trainers.trainer import TRAINERS
 
 Values = NDArray[np.float64]
@@ -71,13 +76,29 @@ def intervals(rng: np.random.Generator, kind: str, repeats: int) -> Outcome:
     """One trainer on one device, and on eight with an efficiency of 90 %."""
     points = [Point(devices=1), Point(devices=8, step_s=STEP_S / 0.9)]
     page = claims.Page(study(points, noise(kind, SPREAD, (repeats, 2), rng), rng))
-    # The median of the noise, on the throughput's side.
-    middle = float(np.median(noise(kind, SPREAD, (20_001, 1), np.random.default_rng(1))))
     low, high = claims.throughput_interval(page)
     return {
-        "the throughput's interval holds it": _holds(low, high, 8 * 64 * 0.9 / STEP_S / middle),
+        "the throughput's interval holds it": _holds(low, high, 8 * 64 * 0.9 / STEP_S / _middle(kind)),
         "the efficiency's interval holds it": _holds(*claims.efficiency_interval(page), 0.9),
     }
+
+
+def adaptive(rng: np.random.Generator, kind: str, until: str) -> Outcome:
+    """One trainer on one device, repeated until its interval is narrow enough, as `runner.pending` says."""
+    asked = Repeats.model_validate({"until": until})
+    every = study([Point()], noise(kind, SPREAD, (asked.max, 1), rng), rng)
+    done: dict[str, Record] = {}
+    folder = cast(StudyFolder, SimpleNamespace(record=lambda trial: done.get(trial.id)))
+    while due := {trial.id for trial in pending([one.trial for one in every], folder, asked)}:
+        done |= {one.trial.id: one for one in every if one.trial.id in due}
+    low, high = claims.throughput_interval(claims.Page(done.values()))
+    return {"the throughput's interval holds it": _holds(low, high, 64 / STEP_S / _middle(kind))}
+
+
+@lru_cache
+def _middle(kind: str) -> float:
+    """Return the median factor of a noise."""
+    return float(np.median(noise(kind, SPREAD, (200_001, 1), np.random.default_rng(0))))
 
 
 CAUSES = ("compute_scaling", "load_balance", "waiting", "communication", "input")
@@ -174,19 +195,32 @@ def gate(
     rng: np.random.Generator,
     kind: str,
     repeats: int,
-    ratio: float,
+    ratio: float = 1.0,
     points: int = 1,
     spread: float = SPREAD,
     day: float = 0.0,
     tolerance: float = 0.03,
+    succeed: int | None = None,
+    lacks: int = 0,
 ) -> Outcome:
-    """Two folders of so many points: the new one has `ratio` of the base's throughput, and both days differ."""
+    """Two folders of so many points: the new one has `ratio` of the base's throughput, and the days differ by `day`.
+
+    Of the new one's repeats only the first so many succeed, and it lacks so many points.
+    """
     models = [f"m{index}" for index in range(points)]
+    base, new = (
+        study([Point(model=model, step_s=STEP_S * scale) for model in models], factors, rng, when)
+        for when, scale in enumerate((1.0, math.exp(day * rng.standard_normal()) / ratio))
+        for factors in [noise(kind, spread, (repeats, points), rng)]
+    )
+    new = [
+        one if succeed is None or one.trial.repeat < succeed else failed(one)
+        for one in new
+        if one.trial.model in models[lacks:]
+    ]
     with tempfile.TemporaryDirectory() as folder:
-        for name, scale, when in (("base", 1.0, 0), ("new", 1 / ratio, 1)):
-            scale *= math.exp(day * rng.standard_normal())
-            here = [Point(model=model, step_s=STEP_S * scale) for model in models]
-            write(Path(folder, name), study(here, noise(kind, spread, (repeats, points), rng), rng, when))
+        write(Path(folder, "base"), base)
+        write(Path(folder, "new"), new)
         said = claims.verdict(Path(folder, "base"), Path(folder, "new"), tolerance)
     return {f"it says {word}": said == word for word in ("pass", "fail", "unknown")}
 
@@ -286,7 +320,10 @@ def cells(quick: bool) -> Iterator[Cell]:
             yield replace(cell, pages=max(_FEWEST_PAGES, cell.pages // 100))
 
 
-_QUICK = {"3 repeats", "6 repeats", "2 ranks", "8 ranks", "2 ahead", "16 ahead", "10 windows", "τ = 30 s", "up to 8"}
+_QUICK = {
+    *("3 repeats", "6 repeats", "until 2%", "2 ranks", "8 ranks"),
+    *("2 ahead", "16 ahead", "10 windows", "τ = 30 s", "up to 8"),
+}
 _FEWEST_PAGES = 4
 
 
@@ -298,24 +335,28 @@ def _differences() -> Iterator[Cell]:
                 yield Cell(f"two trainers, {said}", kind, column, pages, difference, planted | {"ratio": ratio})
             yield Cell("five identical trainers at two sizes", kind, column, 200, identical, planted)
             yield Cell("intervals", kind, column, 400, intervals, planted)
+        for until in ("2%", "1%"):
+            yield Cell("adaptive repeats", kind, f"until {until}", 400, adaptive, {"kind": kind, "until": until})
 
 
 def _gates() -> Iterator[Cell]:
     quiet = {"spread": 0.005}
     rows: dict[str, dict[str, Any]] = {
-        "nothing changed": {"ratio": 1.0},
-        "nothing changed, tolerance 0": {"ratio": 1.0, "tolerance": 0.0},
-        "nothing changed, another day, tolerance 0": {"ratio": 1.0, "day": 0.015, "tolerance": 0.0} | quiet,
+        "nothing changed": {},
+        "nothing changed, tolerance 0": {"tolerance": 0.0},
+        "nothing changed, another day, tolerance 0": {"day": 0.015, "tolerance": 0.0} | quiet,
         "−2.9 %": {"ratio": 0.971},
         "−2.9 %, quiet": {"ratio": 0.971} | quiet,
         "−5 %": {"ratio": 0.95},
         "−5 %, quiet": {"ratio": 0.95} | quiet,
         "−50 %": {"ratio": 0.5},
-        "40 identical points, tolerance 0": {"ratio": 1.0, "points": 40, "tolerance": 0.0},
+        "40 identical points, tolerance 0": {"points": 40, "tolerance": 0.0},
+        "all but one repeat fail": {"succeed": 1},
+        "one of two points is missing": {"points": 2, "lacks": 1},
     }
     for repeats in (1, 3, 6, 10, 20):
         for row, how in rows.items():
-            pages = 100 if "points" in how else 400
+            pages = 100 if how.keys() & {"points", "succeed", "lacks"} else 400
             planted = {"kind": "lognormal", "repeats": repeats} | how
             yield Cell("compare, 3 % tolerance", row, f"{repeats} repeats", pages, gate, planted)
 

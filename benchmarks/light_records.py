@@ -100,6 +100,11 @@ def light_record(point: Point, repeat: int, steps_s: Values, started_at: str) ->
     return Record(trial=measured, outcome="ok", reports=(report,), environment=environment(started_at))
 
 
+def failed(one: Record) -> Record:
+    """Return the record that it would be, had its first rank failed."""
+    return Record(trial=one.trial, outcome="failed", reason="rank 0: out of luck", environment=one.environment)
+
+
 def write(out: Path, records: Sequence[Record]) -> None:
     """Write a folder as a run leaves it."""
     for one in records:
