@@ -1,9 +1,11 @@
 """benchmarks/error_rates.py: its own arithmetic by hand, and a page of every section through the report's code."""
 
+from dataclasses import replace
+
 import claims
 import numpy as np
 import pytest
-from error_rates import CAUSES, Cell, cells, difference, gate, markdown, planted, rate, simulated
+from error_rates import CAUSES, Cell, cells, difference, gate, markdown, missed, planted, rate, simulated
 from light_records import Point, noise, study
 
 # Of every section the first, which has the fewest repeats.
@@ -68,7 +70,10 @@ def test_half_the_speed_is_claimed_and_fails() -> None:
     found = difference(np.random.default_rng(0), "lognormal", repeats=6, ratio=0.5, spread=0.005)
     assert found["the faster one is claimed"]
     assert not found["the slower one is claimed"]
-    assert gate(np.random.default_rng(0), "lognormal", repeats=6, ratio=0.5, spread=0.005)["it says fail"]
+    assert gate(np.random.default_rng(0), "lognormal", repeats=6, ratio=0.5, spread=0.005) == {
+        "it passes falsely": False,
+        "it could not tell": False,
+    }
 
 
 def test_trainers_that_are_alike_to_the_last_are_claimed_nothing_of() -> None:
@@ -79,9 +84,23 @@ def test_trainers_that_are_alike_to_the_last_are_claimed_nothing_of() -> None:
     assert not claims.unsteady(page)
 
 
+def test_what_surely_misses_its_goal_is_marked() -> None:
+    cell = Cell("s", "r", "6 repeats", 100, difference, {"repeats": 6})
+    often, seldom = (
+        {"it": None} | rate([{"it": True}] * hits + [{"it": False}] * (100 - hits), "it") for hits in (20, 5)
+    )
+    assert missed(cell, "a faster one is claimed", often)
+    assert not missed(cell, "a faster one is claimed", seldom)
+    assert missed(cell, "the ratio's interval holds it", often)
+    assert not missed(cell, "it could not tell", often)
+    assert not missed(replace(cell, planted={"repeats": 3}), "a faster one is claimed", often)
+
+
 def test_a_table_has_a_row_a_plant_and_a_column_a_size() -> None:
     rows = [
-        {"section": "s", "outcome": "o", "row": "a", "column": column, "pages": 4, "rate": share}
-        for column, share in (("2", 0.25), ("8", None))
+        {"section": "s", "outcome": "o", "row": row, "column": column, "pages": 4, "rate": share, "missed": share == 1}
+        for row, column, share in (("a", "2", 0.25), ("a", "8", None), ("b", "8", 1.0))
     ]
-    assert markdown(rows) == "### s: o\n\n| | 2 | 8 |\n|---|---|---|\n| a | 25.0 % | – |\n"
+    assert markdown(rows).partition("\n\n")[2] == (
+        "### s: o\n\n| | 2 | 8 |\n|---|---|---|\n| a | 25.0 % | – |\n| b |  | **100.0 %** |\n"
+    )
