@@ -5,21 +5,26 @@ from typing import Any
 
 import pandas as pd
 
-from scalestudy.analysis.causes import CAUSES
+from scalestudy.analysis.causes import CAUSES, CLOSURE_TOLERANCE
 from scalestudy.analysis.metrics import WORK
 from scalestudy.analysis.shares import ratio, share
 
 # Below this share of the reference's throughput per device, added devices are said to be poorly used.
 EFFICIENCY_FLOOR = 0.8
-# Above this there is nothing to explain, and a factor nearer to 1 than that is not worth a word.
-_WELL, _WORTH_NAMING = 0.97, 0.01
+# Above this there is nothing to explain.
+_WELL = 0.97
 # A cause in words, and what to try.
 _CAUSES = {
     "compute_scaling": (
         "slower computing",
         "Look for what devices share (memory bandwidth, caches, power), in strong scaling for small batches.",
     ),
-    "load_balance": ("ranks that are not alike", "Look at that host and device: heat, other work, an older model."),
+    "load_balance": ("ranks that are not alike", "Look at the slower ones: heat, other work, an older model."),
+    "waiting": (
+        "waiting for a rank that is late in that step, another one each time",
+        "Look for what interrupts ranks now and then: other processes, interrupts, uneven batches. A faster network "
+        "will not help.",
+    ),
     "communication": (
         "communication that is not hidden",
         "Try a larger per-device batch, compressed gradients, other bucket sizes, or a faster network.",
@@ -31,6 +36,8 @@ _QUOTA = (
     "A CPU quota held ranks up in {:.0%} of its periods, and all of this may come of that: raise it, or give the ranks "
     "fewer threads, and measure again."
 )
+# Of a CPU quota's periods; less of them held nobody up.
+_THROTTLED = 0.01
 # Of more series than this the rest stand in the tables alone.
 _MOST_NAMED = 5
 
@@ -155,10 +162,16 @@ def _why(rows: pd.DataFrame) -> Iterator[str]:
         unknown = pd.isna(row.compute_scaling) or row.repeats < 2
         if row.world_size == row.reference_world_size or unknown or row.efficiency > _WELL:
             continue
-        # The largest loss first; one measured once is not shown.
-        shown = sorted(
-            (row[cause], cause) for cause in CAUSES if row[f"{cause}_high"] < 1 and row[cause] < 1 - _WORTH_NAMING
-        )
+        if not row.adds_up:
+            yield (
+                f"What {trainer} loses on {devices(row.world_size)} is not explained: causes do not add up here. The "
+                f"parts of a step make {row.closure:.2f}× the timed step, and {row.reference_closure:.2f}× on "
+                f"{devices(row.reference_world_size)}; up to {CLOSURE_TOLERANCE:.0%} off would do. The machine was not "
+                "the same in both: measure again when it is quiet, or for longer."
+            )
+            continue
+        # The largest loss first.
+        shown = sorted((row[cause], cause) for cause in CAUSES if row[f"{cause}_shown"])
         if not shown:
             yield f"What {trainer} loses on {devices(row.world_size)} is not shown to have any one cause."
             continue
@@ -169,10 +182,9 @@ def _why(rows: pd.DataFrame) -> Iterator[str]:
         named = {cause for _, cause in shown}
         more = [
             *(_hidden(row) if "communication" in named else ()),
-            *(_jitter(row) if named & {"communication", "load_balance"} else ()),
             *(_slowest(row) if "load_balance" in named else ()),
         ]
-        advice = _QUOTA.format(row.throttled_share) if row.throttled_share > _WORTH_NAMING else _CAUSES[worst][1]
+        advice = _QUOTA.format(row.throttled_share) if row.throttled_share > _THROTTLED else _CAUSES[worst][1]
         yield " ".join([f"Why, on {devices(row.world_size)}, for {trainer}: {factors}.", *more, advice])
 
 
@@ -189,13 +201,12 @@ def _hidden(row: Any) -> Iterator[str]:
         yield f"{alone} and add {1e3 * row.exposed_s:.3g} ms: exchanging and computing stand in each other's way."
 
 
-def _jitter(row: Any) -> Iterator[str]:
-    if row.jitter < 1 - _WORTH_NAMING:
-        yield f"Jitter of the steps alone would leave {share(row.jitter)}."
-
-
 def _slowest(row: Any) -> Iterator[str]:
-    yield f"Slowest alone is most often rank {row.slowest_rank:.0f} on {row.slowest_host}."
+    if row.slowest_times > row.repeats / 2:
+        who = f"rank {row.slowest_rank:.0f} on {row.slowest_host}"
+        yield f"The slowest alone is {who}, in {row.slowest_times:.0f} of {row.repeats} repeats."
+    else:
+        yield f"The slowest alone changes: no rank is in more than {row.slowest_times:.0f} of {row.repeats} repeats."
 
 
 def _between(row: Any, cause: str) -> str:

@@ -1,54 +1,224 @@
 """Where the time goes: the parts of a step, and the factors of efficiency that they make."""
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
+from scipy.stats import t
 
+from scalestudy.analysis.intervals import CONFIDENCE
 from scalestudy.analysis.metrics import POINT, SERIES, intervals_of, need
+from scalestudy.trainers.record import RankReport, Window
 
-# What efficiency is the product of.
-CAUSES = ("compute_scaling", "load_balance", "communication", "input")
+Values = NDArray[np.float64]
+
+# What efficiency is the product of, but for what does not add up.
+CAUSES = ("compute_scaling", "load_balance", "waiting", "communication", "input")
+# A loss that is smaller than this is not named.
+LEAST_LOSS = 0.02
+# Where the parts of a step are further from the timed step than this, they do not explain it.
+CLOSURE_TOLERANCE = 0.05
+_PERCENTILES = (5, 25, 50, 75, 95)
+
+
+def part_times(reports: tuple[RankReport, ...]) -> dict[str, Any]:
+    """Return seconds of the parts of a step, where they were measured, and the rank that is slowest alone.
+
+    whole_s: the step; resident_s: that on a batch which lies on the device; exchange_s: the exchange without a step:
+    medians over windows of each window's slowest rank. local_typical_s, local_max_s: the same with nothing exchanged,
+    of the typical rank and of the slowest. Both are chosen in one half of the windows and measured in the other, since
+    the slowest of ranks that are alike is not slower than they are, and then the other way round. The typical one is
+    the lower median: one slow rank of two is no slower computing of both.
+    expected_max_s: the local step of whichever rank is the slowest in it, see `slowest_of_steps`; no more than a
+    resident step takes, and no less than the slowest rank's.
+    """
+    if not all(report.local_windows and report.resident_windows for report in reports):
+        return {}
+    resident, local = (
+        _step_times(windows)
+        for windows in ([report.resident_windows for report in reports], [report.local_windows for report in reports])
+    )
+    resident_s = float(np.median(resident.max(axis=0)))
+    whole_s = resident_s
+    if all(report.whole_windows for report in reports):
+        whole_s = float(np.median(_step_times([report.whole_windows for report in reports]).max(axis=0)))
+    typical_s, max_s, slowest = _typical_and_slowest(local)
+    found = {
+        "whole_s": whole_s,
+        "resident_s": resident_s,
+        "local_typical_s": typical_s,
+        "local_max_s": max_s,
+        "expected_max_s": np.nan,
+        "exchange_s": np.nan,
+        "exchanged_bytes": reports[0].exchanged_bytes,
+        "slowest_rank": reports[slowest].rank.rank,
+        "slowest_host": reports[slowest].rank.host,
+    }
+    if all(report.local_step_times_s for report in reports):
+        steps_s = np.array([report.local_step_times_s for report in reports])
+        slowest_s = float(np.median(local.mean(axis=0))) * slowest_of_steps(steps_s)
+        # Single steps end with the host idle: what jitters there may hide in a row of steps.
+        found["expected_max_s"] = max(max_s, min(slowest_s, resident_s))
+    if all(report.exchange_windows for report in reports):
+        exchange = _step_times([report.exchange_windows for report in reports])
+        found["exchange_s"] = float(np.median(exchange.max(axis=0)))
+    return found
+
+
+def slowest_of_steps(steps_s: Values) -> float:
+    """Return the mean over steps of each step's slowest rank, over the mean of all ranks and steps; ranks × steps.
+
+    The ranks began every step together: jitter that all have in common does not count, since it makes nobody wait. For
+    the slowest of ranks that jitter by themselves see order statistics (David & Nagaraja 2003, section 2.1).
+    """
+    return float(steps_s.max(axis=0).mean() / steps_s.mean())
+
+
+def rank_steps(reports: tuple[RankReport, ...]) -> Iterator[tuple[Any, ...]]:
+    """Yield rank, host, how often it was last, and percentiles of its steps, where steps were timed one by one."""
+    if not all(report.local_step_times_s for report in reports):
+        return
+    times_s = np.array([report.local_step_times_s for report in reports])
+    last = np.bincount(times_s.argmax(axis=0), minlength=len(reports)) / times_s.shape[1]
+    for report, share, percentiles in zip(reports, last, np.percentile(times_s, _PERCENTILES, axis=1).T, strict=True):
+        yield report.rank.rank, report.rank.host, share, *percentiles
 
 
 def with_causes(trials: pd.DataFrame) -> pd.DataFrame:
-    """Add compute_scaling, load_balance, communication and input, whose product is the efficiency of every trial; and
-    how much of the exchange hides behind computing.
+    """Add the factors of every trial's efficiency, how far its parts explain its step, and how much exchange hides.
 
     With local the step in which nothing is exchanged, resident that on a batch which lies on the device:
-        load_balance   typical / max of local over ranks, typical their lower median
-        communication  max local / resident
-        input          resident / whole step
-    timed in turns, each over its median at the reference, where they cost something too. compute_scaling is the rest:
-    the reference's step without these costs over the typical local step, an image and device. (After the POP
-    efficiency metrics of HPC, Wagner et al. 2018, which have the mean for typical: of two ranks it would call half of
-    one's slowness slower computing.) Empty where the parts were not measured.
+        compute_scaling  the reference's typical local step, an image and device, over the trial's
+        load_balance     typical / slowest rank's local step
+        waiting          slowest rank's local step / that of whichever rank is the slowest in each step
+        communication    expected slowest / resident
+        input            resident / whole step
+    but for the first each over its median at the reference, where they cost something too. unexplained is the rest:
+    efficiency is the product of the five and it. (After the POP efficiency metrics of HPC, Wagner et al. 2018, which
+    have the mean for typical: of two ranks it would call half of one's slowness slower computing.) Empty where the
+    parts were not measured; load_balance and waiting also where one process drives all devices, and communication holds
+    what is lost to them.
 
-        exposed_s      resident - max local: what the exchange adds to a step
+        closure        whole / timed step: 1 where the parts explain the step
+        exposed_s      resident - expected slowest: what the exchange adds to a step
         hidden         1 - exposed / the exchange alone; below 0 where exchanging beside computing takes longer than
                        alone, since both want the same processors, memory or links
-        together       typical local / resident: all that stepping together costs, jitter included
+        least_s, most_s  between which the resident step must lie, whatever overlaps: max(expected slowest, exchange)
+                       and their sum (Hoefler & Belli 2015, rule 11)
+        together       typical local / resident: all that stepping together costs
+        own_…          the factors before they are set against the reference
     """
     need(trials, [*SERIES, "efficiency", "local_typical_s", "local_max_s", "resident_s", "whole_s", "exchange_s"])
+    need(trials, ["expected_max_s", "step_time_s", "told_processes"])
+    parts = ["local_typical_s", "local_max_s", "expected_max_s", "resident_s", "whole_s", "exchange_s"]
+    typical_s, max_s, expected_s, resident_s, whole_s, exchange_s = (trials[part].astype(float) for part in parts)
+    expected_s = expected_s.fillna(max_s)
     own = pd.DataFrame(
         {
-            "load_balance": trials.local_typical_s / trials.local_max_s,
-            "communication": trials.local_max_s / trials.resident_s,
-            "input": trials.resident_s / trials.whole_s,
+            "compute_scaling": trials.per_device_batch / typical_s,
+            "load_balance": typical_s / max_s,
+            "waiting": max_s / expected_s,
+            "communication": expected_s / resident_s,
+            "input": resident_s / whole_s,
         }
-    ).astype(float)
+    )
     at_reference = trials.world_size == trials.reference_world_size
     # Medians of the reference's trials alone, written to every trial of the series.
     reference = own.where(at_reference).groupby([trials[column] for column in SERIES]).transform("median")
     relative = own / reference
-    parts = trials[["resident_s", "local_max_s", "local_typical_s", "exchange_s"]].astype(float)
-    exposed_s = (parts.resident_s - parts.local_max_s).where(parts.exchange_s.notna())
+    unexplained = trials.efficiency / relative.prod(axis=1, skipna=False)
+    one_process = trials.told_processes < trials.world_size
+    for factors in (own, relative):
+        factors.loc[one_process, ["load_balance", "waiting"]] = np.nan
+    exposed_s = (resident_s - expected_s).where(exchange_s.notna())
     return trials.assign(
         **relative,
-        compute_scaling=trials.efficiency / relative.prod(axis=1, skipna=False),
+        **own.add_prefix("own_"),
+        unexplained=unexplained,
+        closure=whole_s / trials.step_time_s,
         exposed_s=exposed_s,
-        hidden=1 - exposed_s / parts.exchange_s,
-        together=parts.local_typical_s / parts.resident_s,
+        hidden=1 - exposed_s / exchange_s.where(exchange_s > 0),
+        least_s=np.maximum(expected_s, exchange_s),
+        most_s=expected_s + exchange_s,
+        together=typical_s / resident_s,
     )
+
+
+def with_factors(table: pd.DataFrame, trials: pd.DataFrame) -> pd.DataFrame:
+    """Add to every point its factors, each with _low, _high and _p_value, and medians of what else `with_causes` adds.
+
+    A factor is the geometric mean over repeats of the trial's own over that of the reference in the same repeat, which
+    ran within the same minutes; where repeats do not pair, over the reference's geometric mean. Its interval is
+    Student's t on the logarithms, the p-value that of a one-sided test of a loss. adds_up: whether the parts explain
+    the step, here and at the reference. slowest_rank and slowest_host: that which most often is, in slowest_times
+    repeats.
+    """
+    need(table, POINT)
+    if table.empty:
+        return table
+    measured = trials[trials.throughput_images_per_s.notna()]
+    groups = measured.groupby(POINT, sort=True)
+    medians = ["hidden", "exchange_s", "exchanged_bytes", "exposed_s", "least_s", "most_s", "resident_s", "together"]
+    added: dict[str, Any] = {name: groups[name].median().to_numpy() for name in [*medians, "closure", "own_waiting"]}
+    added["hidden_low"], added["hidden_high"] = intervals_of(measured, table, "hidden")
+    slowest = measured[[*POINT, "slowest_rank", "slowest_host"]].value_counts(sort=True).reset_index()
+    found = table.assign(**added).merge(
+        slowest.drop_duplicates(POINT).rename(columns={"count": "slowest_times"}), on=POINT, how="left"
+    )
+    at_reference = found[found.world_size == found.reference_world_size]
+    reference = at_reference.set_index(SERIES).closure.rename("reference_closure")
+    found = found.join(reference, on=SERIES)
+    adds_up = ((found[["closure", "reference_closure"]] - 1).abs() <= CLOSURE_TOLERANCE).all(axis=1)
+    return found.assign(adds_up=adds_up, **_factors(found, measured))
+
+
+def claims(table: pd.DataFrame) -> pd.DataFrame:
+    """Return a row a point of which a cause may be named and a cause: index (of the point), cause, factor, p_value.
+
+    Those are each series' largest world size, where the parts explain the step.
+    """
+    largest = table[
+        (table.world_size == table.groupby(SERIES).world_size.transform("max"))
+        & (table.world_size > table.reference_world_size)
+        & table.adds_up
+    ]
+    parts = [
+        pd.DataFrame({"cause": cause, "factor": largest[cause], "p_value": largest[f"{cause}_p_value"]})
+        for cause in CAUSES
+    ]
+    return pd.concat(parts).rename_axis("index").reset_index().dropna()
+
+
+def with_shown(table: pd.DataFrame, claimed: pd.DataFrame) -> pd.DataFrame:
+    """Add ..._shown of every cause: claims that stand, by their column p_adjusted, and are worth a word."""
+    stand = claimed[(claimed.p_adjusted <= 1 - CONFIDENCE) & (claimed.factor < 1 - LEAST_LOSS)]
+    shown = {f"{cause}_shown": table.index.isin(stand["index"][stand.cause == cause]) for cause in CAUSES}
+    return table.assign(**shown)
+
+
+def _factors(table: pd.DataFrame, measured: pd.DataFrame) -> dict[str, Values]:
+    """Return every factor of every point with its interval and p-value; none at the reference."""
+    names = [f"own_{cause}" for cause in CAUSES]
+    logs = measured[[*POINT, "repeat"]].join(np.log(measured[names].astype(float)))
+    at_reference = logs[measured.world_size == measured.reference_world_size].drop(columns="world_size")
+    paired = logs.merge(at_reference, on=[*SERIES, "repeat"], suffixes=("", "_reference"))
+    found: dict[str, Values] = {}
+    for cause, name in zip(CAUSES, names, strict=True):
+        paired["difference"] = paired[name] - paired[f"{name}_reference"]
+        summed = paired.groupby(POINT).difference.agg(["mean", "std", "count"])
+        rows = summed.reindex(pd.MultiIndex.from_frame(table[POINT]))
+        rows[(table.world_size == table.reference_world_size).to_numpy()] = np.nan
+        mean, deviation, count = (rows[column].to_numpy(np.float64) for column in ("mean", "std", "count"))
+        with np.errstate(invalid="ignore", divide="ignore"):
+            # Of values that agree to the last digit a spread of nothing would prove anything.
+            error = np.maximum(deviation, 1e-9) / np.sqrt(count)
+            half = t.ppf((1 + CONFIDENCE) / 2, count - 1) * error
+            found[f"{cause}_p_value"] = t.cdf(mean / error, count - 1)
+        found[cause] = np.exp(mean)
+        found[f"{cause}_low"], found[f"{cause}_high"] = np.exp(mean - half), np.exp(mean + half)
+    return found
 
 
 def decomposed(trials: pd.DataFrame) -> pd.DataFrame:
@@ -62,23 +232,20 @@ def decomposed(trials: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=trials.columns)
 
 
-def with_factors(table: pd.DataFrame, trials: pd.DataFrame) -> pd.DataFrame:
-    """Add to every point what causes it has: medians over its repeats, of factors with their intervals."""
-    need(table, POINT)
-    if table.empty:
-        return table
-    measured = trials[trials.throughput_images_per_s.notna()]
-    groups = measured.groupby(POINT, sort=True)
-    added: dict[str, Any] = {
-        name: groups[name].median().to_numpy()
-        for name in (*CAUSES, "hidden", "exchange_s", "exchanged_bytes", "exposed_s", "jitter", "together")
-    }
-    added |= {name: groups[name].agg(_most_frequent).to_numpy() for name in ("slowest_rank", "slowest_host")}
-    for name in (*CAUSES, "hidden"):
-        added[f"{name}_low"], added[f"{name}_high"] = intervals_of(measured, table, name)
-    return table.assign(**added)
+def _step_times(windows: Sequence[tuple[Window, ...]]) -> Values:
+    """Return seconds a step, ranks × windows."""
+    stacked = np.array([[window[:3] for window in own] for own in windows], dtype=np.float64)
+    times: Values = (stacked[:, :, 1] - stacked[:, :, 0]) / stacked[:, :, 2]
+    return times
 
 
-def _most_frequent(values: pd.Series) -> Any:
-    counts = values.value_counts()
-    return counts.index[0] if len(counts) else None
+def _typical_and_slowest(times_s: Values) -> tuple[float, float, int]:
+    """Return the typical and the slowest rank's seconds, neither chosen by what it is measured by; and the slowest."""
+    whole = np.median(times_s, axis=1)
+    halves = [np.median(times_s[:, half::2], axis=1) for half in (0, 1)] if times_s.shape[1] > 1 else [whole, whole]
+    typical, slowest = [], []
+    for chosen, told in (halves, halves[::-1]):
+        order = np.argsort(chosen, kind="stable")
+        typical.append(told[order[(len(order) - 1) // 2]])
+        slowest.append(told[order[-1]])
+    return float(np.mean(typical)), float(np.mean(slowest)), int(whole.argmax())

@@ -50,8 +50,10 @@ _PHASE_NAMES = {"first_step": "first step (compiles)", "warm_up": "warm-up"}
 _CAUSE_NAMES = {
     "compute_scaling": "slower\ncomputing",
     "load_balance": "uneven\nranks",
+    "waiting": "waiting,\njitter",
     "communication": "commu-\nnication",
     "input": "input",
+    "unexplained": "not ex-\nplained",
 }
 _LOST, _WON = "#AA4499", "#117733"
 _IDEAL: dict[str, Any] = {"color": "#777777", "linestyle": (0, (4, 3)), "linewidth": 1.2, "zorder": 1}
@@ -115,8 +117,10 @@ def waterfall(trials: pd.DataFrame) -> Figure:
         row = rows.iloc[0]
         left, steps = 1.0, []
         for cause, name in _CAUSE_NAMES.items():
-            steps.append((name, left, left * row[cause]))
-            left *= row[cause]
+            # One process drives all devices: none of them is seen to wait.
+            factor = 1.0 if pd.isna(row[cause]) else row[cause]
+            steps.append((name, left, left * factor))
+            left *= factor
         axes.bar(0, 1, color="#BBBBBB", width=0.7)
         for place, (_, before, after) in enumerate(steps, start=1):
             colour = _LOST if after < before else _WON
@@ -150,7 +154,7 @@ def waterfall(trials: pd.DataFrame) -> Figure:
         axes.grid(visible=False, axis="x")
 
     title = "Where the time goes: what takes efficiency from 100 % down to what was measured (in points of 100)"
-    return _panels(trials, title, draw, by=("series",), width=5.0)
+    return _panels(trials, title, draw, by=("series",), width=5.6)
 
 
 def overlap(points: pd.DataFrame) -> Figure:
@@ -226,10 +230,8 @@ def stragglers(ranks: pd.DataFrame) -> Figure:
         axes.set_xticks(range(len(names)), names, fontsize=8.5, rotation=90 if several and len(names) > 4 else 0)
         axes.set_ylim(0, 1.3e3 * rows.p95_s.max())
         first = rows.iloc[0]
-        axes.set_xlabel(
-            f"lost to jitter alone {share(1 - first.jitter, 1)}, to stepping together {share(1 - first.together, 1)}",
-            fontsize=9,
-        )
+        lost = share(1 - first.own_waiting, 1), share(1 - first.together, 1)
+        axes.set_xlabel(f"lost to waiting {lost[0]}, to all of stepping together {lost[1]}", fontsize=9)
         axes.set_ylabel("step alone (ms)")
         axes.grid(visible=False, axis="x")
 

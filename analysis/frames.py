@@ -1,7 +1,7 @@
 """Records to data frames: one row a trial, a window, a loss, a phase, a process."""
 
 import gc
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,12 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from scalestudy.analysis import contention, devices, placement
+from scalestudy.analysis.causes import part_times, rank_steps
 from scalestudy.analysis.losses import curve, unlearned
 from scalestudy.analysis.steadiness import steadiness
 from scalestudy.trainers.files import RECORD_NAME, DamagedError, read_record, record_paths
 from scalestudy.trainers.options import changes
-from scalestudy.trainers.record import Memory, RankReport, Record, Window
+from scalestudy.trainers.record import Memory, RankReport, Record
 from scalestudy.trainers.trainer import series_name
 from scalestudy.trainers.trial import Trial
 
@@ -24,7 +25,6 @@ PHASES = (*SETUP_PHASES, "warm_up")
 # Percentiles of a rank's local steps, timed one by one; last: the share in which it was the last of all ranks.
 RANK_COLUMNS = ["trial", "rank", "host", "last", "p05_s", "p25_s", "p50_s", "p75_s", "p95_s"]
 _PHASE_WORDS = {"causes": "the parts of a step", "test": "the test accuracy"}
-_PERCENTILES = (5, 25, 50, 75, 95)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +116,7 @@ def frames(records: Iterable[Record], trials_path: Path) -> Frames:
         row["test_accuracy"] = record.reports[0].test_accuracy
         row["parameter_count"] = record.reports[0].parameter_count
         row["told_devices"] = sum(report.replicas for report in record.reports)
+        row["told_processes"] = len(record.reports)
         row |= _settings(record)
         row["sharing_ranks"] = len(placement.sharing(record.reports))
         row["far_ranks"] = len(placement.far_from_gpu(record.reports))
@@ -202,77 +203,12 @@ def window_seconds(reports: tuple[RankReport, ...]) -> tuple[NDArray[np.float64]
     return stacked[:, :, 1] - stacked[:, :, 0], stacked[0, :, 2].astype(np.int64)
 
 
-def part_times(reports: tuple[RankReport, ...]) -> dict[str, Any]:
-    """Return seconds of the parts of a step, where they were measured, and the rank that is slowest alone.
-
-    whole_s: the step; resident_s: that on a batch which lies on the device, of the slowest rank. local_typical_s,
-    local_max_s: the same with nothing exchanged, over ranks. input_s: a batch without a step, of the slowest rank.
-    exchange_s: the exchange without a step, of the slowest rank. jitter: see `expected_jitter`.
-    """
-    if not all(report.local_windows and report.resident_windows for report in reports):
-        return {}
-    whole, resident, local, batch, exchange = (
-        np.array([_seconds_a_step(windows) for windows in parts])
-        for parts in (
-            [report.whole_windows or report.resident_windows for report in reports],
-            [report.resident_windows for report in reports],
-            [report.local_windows for report in reports],
-            [report.input_windows for report in reports],
-            [report.exchange_windows for report in reports],
-        )
-    )
-    slowest = reports[int(local.argmax())].rank
-    return {
-        "whole_s": whole.max(),
-        "resident_s": resident.max(),
-        # The lower median: one slow rank of two is no slower computing of both.
-        "local_typical_s": np.quantile(local, 0.5, method="lower"),
-        "local_max_s": local.max(),
-        "input_s": batch.max(),
-        "exchange_s": exchange.max(),
-        "exchanged_bytes": reports[0].exchanged_bytes,
-        "jitter": expected_jitter([report.local_step_times_s for report in reports]),
-        "slowest_rank": slowest.rank,
-        "slowest_host": slowest.host,
-    }
-
-
-def expected_jitter(times_s: Sequence[Sequence[float]]) -> float | None:
-    """Return the mean step over the expected slowest of as many steps as there are ranks, None where none was timed.
-
-    Every rank's steps over their median, pooled: what is left is jitter, not that a rank is slower. The largest of n
-    draws from m sorted values x is in expectation the sum of x_i ((i / m)^n - ((i - 1) / m)^n) (order statistics of the
-    empirical distribution: David & Nagaraja 2003, section 2.1).
-    """
-    if not all(times_s):
-        return None
-    pooled = np.sort(np.concatenate([np.array(own) / np.median(own) for own in times_s]))
-    below = np.arange(len(pooled) + 1) / len(pooled)
-    return float(pooled.mean() / (pooled @ np.diff(below ** len(times_s))))
-
-
-def rank_steps(reports: tuple[RankReport, ...]) -> Iterator[tuple[Any, ...]]:
-    """Yield RANK_COLUMNS but the trial, where steps were timed one by one."""
-    if not all(report.local_step_times_s for report in reports):
-        return
-    times_s = np.array([report.local_step_times_s for report in reports])
-    last = np.bincount(times_s.argmax(axis=0), minlength=len(reports)) / times_s.shape[1]
-    for report, share, percentiles in zip(reports, last, np.percentile(times_s, _PERCENTILES, axis=1).T, strict=True):
-        yield report.rank.rank, report.rank.host, share, *percentiles
-
-
 def _settings(record: Record) -> dict[str, Any]:
     """Return what governs the ranks and must be equal before two trials are the same work."""
     first = record.reports[0]
     if first.software is None:
         return {}
     return {"tf32": first.software.settings.get("tf32"), "pinned_cpus": len(first.software.cpus) / first.replicas}
-
-
-def _seconds_a_step(windows: tuple[Window, ...]) -> float:
-    if not windows:
-        return float("nan")
-    return sum(window.end_s - window.start_s for window in windows) / sum(window.steps for window in windows)
 
 
 def slowest_phases(reports: tuple[RankReport, ...]) -> dict[str, float]:
@@ -344,10 +280,9 @@ _TRIAL_COLUMNS = [
     "resident_s",
     "local_typical_s",
     "local_max_s",
-    "input_s",
+    "expected_max_s",
     "exchange_s",
     "exchanged_bytes",
-    "jitter",
     "slowest_rank",
     "slowest_host",
     "warm_up_steady",
@@ -359,6 +294,7 @@ _TRIAL_COLUMNS = [
     "parameter_count",
     "training_images",
     "told_devices",
+    "told_processes",
     "tf32",
     "pinned_cpus",
     "sharing_ranks",

@@ -248,7 +248,7 @@ def _draw_causes(found: Frames, trials: pd.DataFrame, points: pd.DataFrame) -> d
     exchanged = points[points.exchange_s.notna()]
     if len(exchanged):
         drawn["overlap"] = figures.overlap(exchanged)
-    named = decomposed[["trial", "jitter", "together", *metrics.POINT]].head(_MOST_EXAMPLES)
+    named = decomposed[["trial", "own_waiting", "together", *metrics.POINT]].head(_MOST_EXAMPLES)
     ranks = found.ranks.merge(named, on="trial")
     # One process drives all devices of tf-mirrored: none of them is seen to wait.
     ranks = ranks[ranks.groupby("trial")["rank"].transform("nunique") > 1]
@@ -285,6 +285,8 @@ def _page(
         environment=facts.environment,
         tables=_tables(points),
         causes=_causes(points),
+        factors=causes.CAUSES,
+        closure=causes.CLOSURE_TOLERANCE,
         costs=costs,
         cost_tables=_tables(metrics.costs(points, costs)) if len(points) and costs != Costs() else [],
         sampled=len(points) > 0 and points.device_busy.notna().any(),
@@ -415,14 +417,15 @@ _CAPTIONS = {
     "efficiency": "Throughput per device over that at the smallest world size measured. "
     "100 % means that no device's time is lost to scaling.",
     "waterfall": "What every device could deliver, were it as at the smallest world size, and what takes it away: "
-    "slower computing, ranks that are not alike, communication that is not hidden behind computing, and input. The "
-    "trial of median efficiency at the largest world size; the factors' product is its efficiency.",
+    "slower computing, ranks that are not alike, waiting for whichever rank is late, communication that is not hidden "
+    "behind computing, and input. Not explained: the parts of a step against the timed step. The trial of median "
+    "efficiency at the largest world size; the factors' product is its efficiency.",
     "overlap": "Medians over repeats at the largest world size. Grey: as many bytes as a step exchanges, and no step. "
     "Colour: the step with the exchange less that of the slowest rank without it. Where the colour is longer, "
     "exchanging beside computing is slower than alone: both want the same processors, memory or links.",
-    "stragglers": "The waterfall's trials. Local steps, timed one by one; last: how often a rank's was the longest. "
-    "Lost to jitter alone: the expected slowest of as many steps as there are ranks, all ranks taken to be alike. Lost "
-    "to stepping together: that and lasting differences and all communication that is not hidden.",
+    "stragglers": "The waterfall's trials. Local steps, timed one by one, all ranks beginning together; last: how "
+    "often a rank's was the longest. Lost to waiting: each step's slowest rank against the rank that is slowest for "
+    "long. Lost to stepping together: that and lasting differences and all communication that is not hidden.",
     "collectives": "scalestudy collectives: medians over repeats of the slowest rank. Bus bandwidth is size / time × "
     "2 (n − 1) / n: what every link of a ring carries. Sizes in powers of 1024.",
     "throughput_per_device": "The same in absolute terms: a trainer that scales badly from a high start "

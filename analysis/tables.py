@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from scalestudy.analysis import causes, differences, fairness, metrics
 from scalestudy.analysis.frames import Frames
@@ -23,6 +25,14 @@ class Tables:
     unlike: list[str]
 
 
+def holm(p_values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Adjust."""
+    order = np.argsort(p_values)
+    adjusted = np.empty_like(p_values)
+    adjusted[order] = np.minimum(np.maximum.accumulate(p_values[order] * np.arange(len(order), 0, -1)), 1.0)
+    return adjusted
+
+
 def tables(found: Frames) -> Tables:
     """Return all tables of a study."""
     trials, unlike = fairness.guarded(found.trials)
@@ -31,6 +41,8 @@ def tables(found: Frames) -> Tables:
     points = metrics.points(trials)
     if len(points):
         points = metrics.with_warm_up_peaks(causes.with_factors(points, trials), trials)
+        claimed = causes.claims(points)
+        points = causes.with_shown(points, claimed.assign(p_adjusted=holm(claimed.p_value.to_numpy())))
     compared, ways, compilation = (
         table(points, trials) if len(points) else pd.DataFrame()
         for table in (differences.comparisons, differences.ways, differences.compilation)

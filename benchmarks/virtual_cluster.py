@@ -178,7 +178,8 @@ class VirtualTrainer:
     def __init__(self, cluster: Cluster, repeat: int = 0) -> None:
         self.cluster = cluster
         self.times_s: Values = np.zeros(cluster.ranks)
-        self._rng = np.random.default_rng([cluster.seed, repeat])
+        # Points of one study are not disturbed alike.
+        self._rng = np.random.default_rng([cluster.seed, repeat, cluster.ranks])
         pace = _factor(self._rng, cluster.repeat_jitter)
         self._alone_s = cluster.step_s * cluster.slowdowns(repeat) * pace
         # When the last of the batches was ready, and when the last `queue` of them were taken: so far ahead is made.

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from scalestudy.trainers.trial import Data
+from scalestudy.trainers.trial import Data, Trial
 
 Images = NDArray[np.float32]
 Labels = NDArray[np.int64]
@@ -43,6 +43,10 @@ CROP_RATIO = (3 / 4, 4 / 3)
 
 # `synthetic-host` makes so many batches on the host and copies one in turn to the device each step.
 HOST_BATCHES = 8
+
+# So many batches every loader worker may be ahead (torch's prefetch_factor, unless asked otherwise), and so many a
+# pipeline by its own buffers and the copy to the device.
+AHEAD_A_WORKER, _AHEAD_OF_A_PIPELINE = 2, 4
 
 _MOST_NAMED = 8
 
@@ -350,3 +354,13 @@ def _readable(path: str) -> bool:
     except Exception:
         # Pillow's plug-ins raise what they like.
         return False
+
+
+def most_batches_ahead(trial: Trial) -> int:
+    """Return how many batches a process' input holds ready at the most, in every framework: those take the same data.
+
+    A process that drives several devices has as many for each.
+    """
+    if trial.data.source == "synthetic":
+        return 0
+    return AHEAD_A_WORKER * max(1, trial.loader_workers) + _AHEAD_OF_A_PIPELINE

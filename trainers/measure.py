@@ -1,7 +1,8 @@
 """The measuring loop, the same for every trainer: warm-up until it is seen to end, then synchronized windows."""
 
 import math
-from collections.abc import Callable, Sequence
+import random
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from statistics import median
@@ -17,6 +18,11 @@ _WARM_UP_SHARE = 0.25
 _WARM_UP_SPAN = 4
 _WARM_UP_TOLERANCE = 0.05
 _CAUSES_WARM_UP = 3
+# A window of a part is so much shorter than a timed one, and there are so many more of them: what disturbs one of them
+# then decides nothing.
+_TURNS_A_WINDOW = 3
+# Steps on real input in a row, in windows of the parts.
+_MOST_WHOLE_WINDOWS = 4
 # Local steps that are timed one by one: enough for how they spread, few enough for a record.
 _FEWEST_SINGLE_STEPS, _MOST_SINGLE_STEPS = 10, 100
 
@@ -41,19 +47,26 @@ class Causes:
     whole: list[Window] = field(default_factory=list)
     resident: list[Window] = field(default_factory=list)
     local: list[Window] = field(default_factory=list)
-    input: list[Window] = field(default_factory=list)
     exchange: list[Window] = field(default_factory=list)
     local_step_times_s: list[float] = field(default_factory=list)
 
 
 def measure(
-    trainer: Trainer, plan: Measurement, progress: Callable[[Measured], None], begin: Callable[[], None] = lambda: None
+    trainer: Trainer,
+    plan: Measurement,
+    progress: Callable[[Measured], None],
+    begin: Callable[[], None] = lambda: None,
+    *,
+    warm_up_min_s: float = 0.0,
 ) -> Measured:
     """Warm up and take the timed windows, after one first step; every rank decides alike, by its slowest.
 
     `begin` is called between the two.
     """
     seen = Measured()
+    least_s = min(warm_up_min_s, plan.warm_up_max_s)
+    # What was read ahead while the first step compiled would pass for the speed of the input.
+    _drain(trainer)
     steps_taken = 1
     seen.losses.append(_loss_point(trainer, steps_taken))
 
@@ -68,7 +81,7 @@ def measure(
 
     steps, spent_s = 1, 0.0
     steps_s: list[float] = []
-    while not seen.warm_up_steady and spent_s < plan.warm_up_max_s:
+    while not (seen.warm_up_steady and spent_s >= least_s) and spent_s < plan.warm_up_max_s:
         taken, step_s = window(steps)
         seen.warm_up_windows.append(taken)
         steps_s.append(step_s)
@@ -94,29 +107,48 @@ def measure(
     return seen
 
 
-def measure_causes(trainer: Trainer, windows: int, steps: int, *, resident: bool, alone: bool) -> Causes:
+def measure_causes(trainer: Trainer, windows: int, steps: int, *, resident: bool, alone: bool, seed: int = 0) -> Causes:
     """Time the parts of a step, in windows that take turns; the training is afterwards where it was before.
 
     Whole: the step. Resident: that on a batch which lies on the device, as all do of data that are `resident`. Local:
-    the same with nothing exchanged. Input: a batch and no step. Exchange: as much as a step exchanges and no step,
-    unless the device is `alone`. Then local steps one by one, for how they spread.
+    the same with nothing exchanged. Exchange: as much as a step exchanges and no step, unless the device is `alone`.
+    They take as long as so many `windows` of so many `steps` of each, in an order that is balanced and drawn by `seed`.
+    Then local steps one by one, all ranks beginning each together: what of their jitter is common to all ranks shows.
     """
     seen = Causes()
     parts = [(seen.resident, trainer.resident_step), (seen.local, trainer.local_step)]
     if not resident:
-        parts += [(seen.whole, trainer.step), (seen.input, trainer.next_batch)]
+        parts += [(seen.whole, trainer.step)]
     if not alone and trainer.exchanged_bytes() is not None:
         parts += [(seen.exchange, trainer.exchange_step)]
+    turns, of_a_turn = windows * min(_TURNS_A_WINDOW, steps), math.ceil(steps / _TURNS_A_WINDOW)
+    # Loaders may give their batches in bursts: a window of less than one would be too fast or too slow.
+    of_whole = min(max(of_a_turn, math.ceil(trainer.batches_ahead() / 2)), _MOST_WHOLE_WINDOWS * steps)
     put_back = trainer.kept()
+
+    def take(part: int, steps: int) -> Window:
+        taken, step = parts[part]
+        if taken is seen.whole:
+            # Beside the other parts the loader has filled its queue. A step, then: with it the next batch is loaded.
+            _drain(trainer)
+            trainer.step()
+        trainer.max_over_ranks(0.0)
+        return timed_window(trainer, steps, step)
+
     try:
-        for index in range(_CAUSES_WARM_UP + windows):
-            for taken, step in parts:
+        for index in range(_CAUSES_WARM_UP):
+            for part in range(len(parts)):
                 # The first ones trace, compile and fill caches.
-                window = timed_window(trainer, steps if index >= _CAUSES_WARM_UP else 1 + index, step)
-                trainer.max_over_ranks(0.0)
-                if index >= _CAUSES_WARM_UP:
-                    taken.append(window)
+                take(part, 1 + index)
+        for order in balanced_orders(len(parts), turns, seed):
+            for part in order:
+                taken = parts[part][0]
+                if taken is not seen.whole:
+                    taken.append(take(part, of_a_turn))
+                elif len(taken) < windows:
+                    taken.append(take(part, of_whole))
         for _ in range(min(max(windows * steps, _FEWEST_SINGLE_STEPS), _MOST_SINGLE_STEPS)):
+            trainer.max_over_ranks(0.0)
             window = timed_window(trainer, 1, trainer.local_step)
             # Of a nanosecond nothing is known.
             seen.local_step_times_s.append(round(window.end_s - window.start_s, 9))
@@ -127,6 +159,30 @@ def measure_causes(trainer: Trainer, windows: int, steps: int, *, resident: bool
         raise
     put_back()
     return seen
+
+
+def balanced_orders(count: int, turns: int, seed: int) -> Iterator[list[int]]:
+    """Yield an order of so many parts for every turn: each part comes equally often at each place and after each other.
+
+    Rows of Williams' design (1949), of an odd count with those read backwards, drawn without replacement and relabelled
+    at random; a last design that is not used up is balanced as far as it goes.
+    """
+    rng = random.Random(seed)
+    rows: list[list[int]] = []
+    zigzag = [(place + 1) // 2 if place % 2 else -(place // 2) for place in range(count)]
+    for _ in range(turns):
+        if not rows:
+            names = rng.sample(range(count), count)
+            rows = [[names[(part + shift) % count] for part in zigzag] for shift in range(count)]
+            rows += [row[::-1] for row in rows] if count % 2 else []
+            rng.shuffle(rows)
+        yield rows.pop()
+
+
+def _drain(trainer: Trainer) -> None:
+    """Take what the input may have ready: from there on a step waits for its batch as it does in a long training."""
+    for _ in range(trainer.batches_ahead()):
+        trainer.next_batch()
 
 
 def steady(steps_s: Sequence[float]) -> bool:

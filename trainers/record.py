@@ -109,16 +109,17 @@ class RankReport(Frozen):
     warm_up_windows: tuple[Window, ...] = ()
     warm_up_steady: bool = False
     windows: tuple[Window, ...] = ()
-    # Parts of a step, timed in turns: the whole of it, that on a batch which lies on the device, the same with nothing
-    # exchanged, and a batch without a step. Synthetic data lie on the device: whole and resident are then one.
+    # Parts of a step, timed in turns: the whole of it, that on a batch which lies on the device, and the same with
+    # nothing exchanged. Synthetic data lie on the device: whole and resident are then one.
     whole_windows: tuple[Window, ...] = ()
     resident_windows: tuple[Window, ...] = ()
     local_windows: tuple[Window, ...] = ()
+    # A batch without a step; in old records alone.
     input_windows: tuple[Window, ...] = ()
     # The exchange of as many bytes as a step reduces, and no step; without where there is nobody to exchange with.
     exchange_windows: tuple[Window, ...] = ()
     exchanged_bytes: int | None = None
-    # Local steps timed one by one.
+    # Local steps timed one by one, all ranks beginning each together; in old records only the first.
     local_step_times_s: tuple[float, ...] = ()
     # Of a sweep, in the place of all other windows.
     collectives: tuple[Collective, ...] = ()

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from scalestudy.cluster.host import peak_resident_bytes
 from scalestudy.trainers import keras_models, tf_data
-from scalestudy.trainers.data import load_arrays
+from scalestudy.trainers.data import load_arrays, most_batches_ahead
 from scalestudy.trainers.models import initial_parameters, model_spec
 from scalestudy.trainers.record import Memory
 from scalestudy.trainers.software import tf32_in_force
@@ -82,6 +82,9 @@ class TfTrainer:
 
     def exchanged_bytes(self) -> int:
         return sum(4 * int(np.prod(variable.shape)) for variable in self._network.trainable_variables)
+
+    def batches_ahead(self) -> int:
+        return most_batches_ahead(self._trial)
 
     def next_batch(self) -> None:
         self._take()

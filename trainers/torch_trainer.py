@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy
 from scalestudy.cluster.host import peak_resident_bytes
 from scalestudy.cluster.rank import Rank
 from scalestudy.trainers import torch_data, torch_models
-from scalestudy.trainers.data import load_arrays
+from scalestudy.trainers.data import load_arrays, most_batches_ahead
 from scalestudy.trainers.models import initial_parameters, model_spec
 from scalestudy.trainers.record import Memory
 from scalestudy.trainers.scratch import scratch_folder
@@ -106,6 +106,9 @@ class TorchTrainer:
         with self._alone():
             self._loss = self._local_gradients(*self._resident_batch)
             self._update()
+
+    def batches_ahead(self) -> int:
+        return most_batches_ahead(self._trial)
 
     def next_batch(self) -> None:
         next(self._batches)

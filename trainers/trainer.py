@@ -75,6 +75,9 @@ class Trainer(Protocol):
     def next_batch(self) -> None:
         """Take a batch from the input, and no step."""
 
+    def batches_ahead(self) -> int:
+        """Return how many batches the input may hold ready for this process, at the most; 0 where none is loaded."""
+
     def all_reduce(self, values: Callable[[int], NDArray[np.float32]]) -> "AllReduce":
         """Put `values` of every global rank on its device, to be summed; needs no `build`."""
 

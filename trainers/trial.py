@@ -5,7 +5,7 @@ Schema history: 1 = first.
 
 import hashlib
 import math
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -20,6 +20,9 @@ Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 # torch: eagerly, as a CUDA graph, by torch.compile. TensorFlow: eagerly, as tf.function, as tf.function with XLA.
 Execution = Literal["eager", "graph", "compiled"]
 Source = Literal["synthetic", "synthetic-host", "digits", "images", "mnist"]
+
+# Seconds after the first step in which a step may still become faster or slower (benchmarks/README.md, the warm-up).
+_WARM_UP_MIN_S: dict[Device, float] = {"cpu": 2.0, "gpu": 10.0}
 
 # Adam's constants (Kingma & Ba 2015), the same in every framework; Keras' own epsilon would be 1e-7.
 ADAM_BETAS = (0.9, 0.999)
@@ -64,10 +67,12 @@ class Measurement(Given):
 
     window_s: float = Field(default=0.5, gt=0)
     windows: int = Field(default=10, ge=1, le=1_000_000)
+    # None: as long as the device's kind takes, see `Trial.warm_up_min_s`.
+    warm_up_min_s: float | None = Field(default=None, ge=0)
     warm_up_max_s: float = Field(default=30.0, ge=0)
     measure_max_s: float = Field(default=300.0, gt=0)
     deadline_s: float = Field(default=1800.0, gt=0)
-    # Windows of each kind that tell where the time goes: resident, local, input; 0 for none.
+    # The time for each part that tells where the time goes, in windows: whole, resident, local, exchange; 0 for none.
     cause_windows: int = Field(default=4, ge=0, le=10_000)
     # Samples of every node's devices in a second; 0 for none. Past 100 the sampler would be felt.
     telemetry_hz: float = Field(default=10.0, ge=0, le=100)
@@ -119,10 +124,18 @@ class Trial(Frozen):
         return math.ceil(self.world_size / self.devices_per_node)
 
     @property
+    def warm_up_min_s(self) -> float:
+        """How long the warm-up lasts however steady it seems."""
+        given = self.measurement.warm_up_min_s
+        return _WARM_UP_MIN_S[self.device] if given is None else given
+
+    @property
     def id(self) -> str:
         """Twelve hex digits of the SHA-256 of all fields: the same trial has the same id in every run."""
         # Later fields are left out at their defaults: a trial keeps the name it had before there were such fields.
-        unsaid = {name for name in ("sweep", "hyper_threads") if not getattr(self, name)}
+        unsaid: dict[str, Any] = {name: True for name in ("sweep", "hyper_threads") if not getattr(self, name)}
+        if self.measurement.warm_up_min_s is None:
+            unsaid["measurement"] = {"warm_up_min_s"}
         return hashlib.sha256(self.model_dump_json(by_alias=True, exclude=unsaid).encode()).hexdigest()[:12]
 
     @property

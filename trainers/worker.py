@@ -44,7 +44,7 @@ from scalestudy.trainers.trial import Trial
 
 # One for algorithms of small messages, and 16 MiB for those of large ones.
 _CONNECTING_VALUES = (1, 2**22)
-_PARTS = ("whole", "resident", "local", "input", "exchange")
+_PARTS = ("whole", "resident", "local", "exchange")
 # A process group that is left in order needs a second or two.
 CLOSE_LIMIT_S = 60.0
 # So long a broken image is looked for while the other ranks wait.
@@ -204,7 +204,9 @@ def _run(trial: Trial, rank: Rank, folder: Path, phases: _Phases, found: dict[st
     def begin() -> None:
         found["cpu_before"] = meter.lap()
 
-    measured = measure(trainer, trial.measurement, _progress(trial, rank, folder), begin)
+    measured = measure(
+        trainer, trial.measurement, _progress(trial, rank, folder), begin, warm_up_min_s=trial.warm_up_min_s
+    )
     found["cpu_measured"] = meter.lap()
     # Again: DDP makes its buckets anew after the first steps.
     found["software"] = capture(trainer, os.environ)
@@ -246,6 +248,8 @@ def _later_phases(trial: Trial, trainer: Trainer, found: dict[str, Any]) -> dict
             windows[-1].steps,
             resident=trial.data.source == "synthetic",
             alone=trial.world_size == 1,
+            # The same on every rank, and another one in each repeat.
+            seed=trial.seed + trial.repeat,
         )
         return {
             **{f"{part}_windows": tuple(getattr(seen, part)) for part in _PARTS},

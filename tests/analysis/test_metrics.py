@@ -7,11 +7,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scalestudy.analysis import answer, causes, differences, intervals, metrics
-from scalestudy.analysis.frames import Frames, expected_jitter, frames
+from scalestudy.analysis import answer, differences, intervals, metrics
+from scalestudy.analysis.frames import Frames, frames
 from scalestudy.analysis.tables import tables
 from scalestudy.trainers.options import DdpOptions
-from scalestudy.trainers.record import Record, Window
+from scalestudy.trainers.record import Record
 from scalestudy.trainers.trial import Data, Trial
 
 MakeTrial = Callable[..., Trial]
@@ -323,146 +323,20 @@ def test_losses_are_the_mean_over_ranks_and_drawn_for_real_data_alone(
     assert curves.images.tolist() == [16, 176]
 
 
-def with_parts(record: Record, step_s: float, resident_s: float, local_s: list[float]) -> Record:
-    """Return the record with ranks whose parts of a step take so long."""
-
-    def windows(seconds: float) -> tuple[Window, ...]:
-        return tuple(Window(start, start + 5 * seconds, 5) for start in (0.0, 100.0))
-
-    reports = tuple(
-        report.model_copy(
-            update={
-                "windows": windows(step_s),
-                "whole_windows": windows(step_s),
-                "resident_windows": windows(resident_s),
-                "local_windows": windows(local),
-                "input_windows": windows(0.001),
-            }
-        )
-        for report, local in zip(record.reports, local_s, strict=True)
-    )
-    return record.model_copy(update={"reports": reports})
-
-
-# One device: a step of 100 ms, of which nothing is exchanged and 2 ms are input. By what was planted on four:
-# the step, that on a resident batch, and each rank's alone; and the factor that it must come to. Slower computing is a
-# drop of all devices' frequency, which stretches every part of a step.
-PLANTED = {
-    "communication": (0.098 / 0.88 + 0.002, 0.098 / 0.88, [0.098] * 4, 0.88),
-    "load_balance": (0.1176 + 0.0024, 0.1176, [0.098, 0.098, 0.098, 0.1176], 1 / 1.2),
-    "input": (0.196, 0.098, [0.098] * 4, 0.098 / 0.196 / 0.98),
-    "compute_scaling": (0.1225, 0.12005, [0.12005] * 4, 0.098 / 0.12005),
-}
-
-
-@pytest.mark.parametrize("planted", PLANTED)
-def test_a_planted_cause_is_found_and_named(make_trial: MakeTrial, make_record: MakeRecord, planted: str) -> None:
-    step_s, resident_s, local_s, factor = PLANTED[planted]
-    records = []
-    for repeat, spread in enumerate((1.0, 1.001, 0.999)):
-        one, four = (make_record(make_trial(world_size=size, repeat=repeat)) for size in (1, 4))
-        records.append(with_parts(one, 0.1 * spread, 0.098 * spread, [0.098 * spread]))
-        records.append(
-            with_parts(four, step_s * spread, resident_s * spread, [seconds * spread for seconds in local_s])
-        )
-    _, trials, points = analysed(records)
-    product = trials[list(causes.CAUSES)].prod(axis=1)
-    assert product.to_numpy() == pytest.approx(trials.efficiency.to_numpy(), rel=1e-12)
-    four = points[points.world_size == 4].iloc[0]
-    expected = dict.fromkeys(causes.CAUSES, 1.0) | {planted: factor}
-    for cause in causes.CAUSES:
-        assert four[cause] == pytest.approx(expected[cause], abs=0.005), cause
-    [why] = [sentence for sentence in sentences_of(points, trials)[0][1] if sentence.startswith("Why")]
-    named = {
-        "communication": "communication that is not hidden leaves 88%",
-        "load_balance": "ranks that are not alike leaves 83%",
-        "input": "input leaves 51%",
-        "compute_scaling": "slower computing leaves 82%",
-    }
-    assert named[planted] in why
-    others = [words.partition(" leaves")[0] for cause, words in named.items() if expected[cause] == 1]
-    assert not any(words in why for words in others)
-    assert ("Slowest alone is most often rank 3 on here." in why) == (planted == "load_balance")
-
-
-def test_what_hides_of_the_exchange_is_hand_worked(make_trial: MakeTrial, make_record: MakeRecord) -> None:
-    """2 ms are exchanged: of one trial a step grows by 0.5 ms, of the other by 3."""
-    records = []
-    for step_s in (0.0105, 0.013):
-        record = with_parts(
-            make_record(make_trial(world_size=2, seed=int(1e4 * step_s))), step_s, step_s, [0.01, 0.0098]
-        )
-        exchange = (Window(0.0, 0.01, 5),)
-        reports = tuple(
-            report.model_copy(update={"exchange_windows": exchange, "exchanged_bytes": 246_824})
-            for report in record.reports
-        )
-        records.append(record.model_copy(update={"reports": reports}))
-    _, trials, _ = analysed(records)
-    assert trials.exchange_s.tolist() == pytest.approx([0.002, 0.002])
-    assert trials.exposed_s.tolist() == pytest.approx([0.0005, 0.003])
-    assert trials.hidden.tolist() == pytest.approx([0.75, -0.5])
-    assert trials.together.tolist() == pytest.approx([0.0098 / 0.0105, 0.0098 / 0.013])
-
-
-def test_jitter_alone_costs_the_largest_of_as_many_draws_as_ranks() -> None:
-    # One of four steps is twice as long: of two draws the largest is long in 7 of 16.
-    steps = [1.0, 1.0, 1.0, 2.0]
-    assert expected_jitter([steps, steps]) == pytest.approx(1.25 / (1 + 7 / 16))
-    # A rank that is slower throughout is no jitter.
-    assert expected_jitter([[1.0] * 4, [3.0] * 4]) == 1
-    assert expected_jitter([steps]) == 1
-    assert expected_jitter([steps, []]) is None
-
-
-def test_jitter_of_a_normal_spread_is_what_simulation_says() -> None:
-    rng = np.random.default_rng(0)
-    steps = rng.normal(1, 0.05, (16, 100))
-    simulated = 1 / rng.normal(1, 0.05, (20_000, 16)).max(axis=1).mean()
-    assert expected_jitter(steps.tolist()) == pytest.approx(simulated, abs=0.005)
-
-
-def test_the_rank_that_is_last_is_told_with_its_share(make_trial: MakeTrial, make_record: MakeRecord) -> None:
-    record = make_record(make_trial(world_size=2))
-    times = ((1.0, 1.0, 1.0, 3.0), (2.0, 2.0, 2.0, 2.0))
-    reports = tuple(
-        report.model_copy(update={"local_step_times_s": own}) for report, own in zip(record.reports, times, strict=True)
-    )
-    ranks = frames([record.model_copy(update={"reports": reports})], Path("/nowhere")).ranks
-    assert ranks["last"].tolist() == [0.25, 0.75]
-    assert ranks.p50_s.tolist() == [1.0, 2.0]
-
-
-def test_causes_of_strong_scaling_multiply_to_its_efficiency(make_trial: MakeTrial, make_record: MakeRecord) -> None:
-    """Two devices share a batch of 16: a step of 60 ms where 50 would be ideal, 55 alone."""
-    one = make_record(make_trial(scaling="strong", per_device_batch=16))
-    two = make_record(make_trial(scaling="strong", per_device_batch=8, world_size=2))
-    records = [with_parts(one, 0.1, 0.1, [0.1]), with_parts(two, 0.06, 0.06, [0.055, 0.055])]
-    _, trials, _ = analysed(records)
-    row = trials[trials.world_size == 2].iloc[0]
-    assert row.efficiency == pytest.approx(0.05 / 0.06)
-    assert row.compute_scaling == pytest.approx(0.05 / 0.055)
-    assert row.communication == pytest.approx(0.055 / 0.06)
-    assert row.load_balance == row.input == 1
-
-
-def test_without_parts_there_are_no_causes(make_trial: MakeTrial, make_record: MakeRecord) -> None:
-    _, trials, points = analysed([make_record(make_trial(), 0.1), make_record(make_trial(world_size=2), 0.2)])
-    assert trials[list(causes.CAUSES)].isna().all(axis=None)
-    assert causes.decomposed(trials).empty
-    assert not any(sentence.startswith("W") for sentence in sentences_of(points, trials)[0][1])
-
-
 def test_results_have_the_columns_others_rely_on(make_trial: MakeTrial, make_record: MakeRecord) -> None:
     _, trials, _ = analysed([make_record(make_trial(), 0.1)])
     table = metrics.results(trials)
     assert ",".join(table.columns) == (
         "trial,trainer,model,launcher,world_size,nodes,repeat,scaling,per_device_batch,global_batch,precision,"
         "execution,data,outcome,throughput_images_per_s,step_time_s,efficiency,speedup,compute_scaling,load_balance,"
-        "communication,input,peak_memory_bytes,energy_j,setup_s,first_step_s,options,device_busy,joules_per_image,"
+        "waiting,communication,input,unexplained,peak_memory_bytes,energy_j,setup_s,first_step_s,options,device_busy,joules_per_image,"
         "images_per_s_per_w,throttled_s"
     )
-    assert table[["compute_scaling", "load_balance", "communication", "input", "energy_j"]].isna().all(axis=None)
+    assert (
+        table[["compute_scaling", "load_balance", "waiting", "communication", "input", "energy_j"]]
+        .isna()
+        .all(axis=None)
+    )
 
 
 def test_a_missing_column_is_named_at_the_door() -> None:

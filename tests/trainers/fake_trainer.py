@@ -57,6 +57,9 @@ class FakeTrainer:
     def exchanged_bytes(self) -> int:
         return 4
 
+    def batches_ahead(self) -> int:
+        return 2
+
     def next_batch(self) -> None:
         self._go("next_batch")
 

@@ -47,6 +47,9 @@ class TimedTrainer:
     def device_timer(self) -> Callable[[], float | None]:
         return lambda: None
 
+    def batches_ahead(self) -> int:
+        return 0
+
     def memory(self) -> Memory:
         return Memory(peak_resident_bytes=self.steps)
 

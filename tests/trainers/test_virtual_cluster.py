@@ -141,7 +141,7 @@ def test_records_are_valid_and_hold_every_ranks_own_times() -> None:
     assert (last.rank.rank, last.rank.node_rank, last.rank.local_rank, last.rank.local_world_size) == (9, 1, 1, 2)
     local_s = [report.local_windows[0].end_s - report.local_windows[0].start_s for report in (first, last)]
     assert local_s[1] / local_s[0] == pytest.approx(1.2)
-    assert last.input_windows
+    assert last.whole_windows
     assert len(last.local_step_times_s) == len(first.local_step_times_s) > 0
 
 
