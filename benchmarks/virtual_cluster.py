@@ -29,7 +29,7 @@ Values = NDArray[np.float64]
 _EXCHANGED_BYTES = 102_228_128
 # What the truth is worked out from where there is no formula: steps, and points of an integral.
 _LONG_STEPS, _POINTS = 4000, 20_001
-_FIRST_START = datetime(2026, 1, 1, tzinfo=UTC)
+FIRST_START = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -335,16 +335,21 @@ def record(cluster: Cluster, repeat: int = 0, plan: Measurement | None = None, *
         trial=trial(cluster, repeat, plan, **named),
         outcome="ok",
         reports=tuple(_reports(cluster, seen, causes, named.get("devices_per_node", 8))),
-        environment=Environment(
-            started_at=(_FIRST_START + timedelta(minutes=repeat)).isoformat(),
-            duration_s=60.0,
-            launcher="local",
-            host=_host(0),
-            scalestudy="0.1.0",
-            git_commit=None,
-            study_name="virtual",
-            study="name: virtual",
-        ),
+        environment=environment((FIRST_START + timedelta(minutes=repeat)).isoformat()),
+    )
+
+
+def environment(started_at: str) -> Environment:
+    """Return where a trial is said to have run."""
+    return Environment(
+        started_at=started_at,
+        duration_s=60.0,
+        launcher="local",
+        host=_host(0),
+        scalestudy="0.1.0",
+        git_commit=None,
+        study_name="virtual",
+        study="name: virtual",
     )
 
 
