@@ -1,10 +1,12 @@
 import time
+from collections import Counter
 from collections.abc import Callable
+from itertools import pairwise
 
 import pytest
 
 from scalestudy.cluster.clock import now_s
-from scalestudy.trainers.measure import Measured, measure, steady, steps_for
+from scalestudy.trainers.measure import Measured, balanced_orders, measure, measure_causes, steady, steps_for
 from scalestudy.trainers.record import Memory
 from scalestudy.trainers.trial import Measurement
 
@@ -34,6 +36,7 @@ class TimedTrainer:
         self.step_s = step_s
         self.slow_steps = slow_steps
         self.steps = 0
+        self.ahead = 0
         self.log: list[str] = []
 
     def step(self) -> None:
@@ -47,8 +50,30 @@ class TimedTrainer:
     def device_timer(self) -> Callable[[], float | None]:
         return lambda: None
 
+    def resident_step(self) -> None:
+        self.log.append("resident")
+        self.clock.now_s += self.step_s
+
+    def local_step(self) -> None:
+        self.log.append("local")
+        self.clock.now_s += self.step_s
+
+    def exchange_step(self) -> None:
+        self.log.append("exchange")
+        self.clock.now_s += self.step_s
+
+    def exchanged_bytes(self) -> int:
+        return 4
+
     def batches_ahead(self) -> int:
-        return 0
+        return self.ahead
+
+    def next_batch(self) -> None:
+        self.log.append("batch")
+
+    def kept(self) -> Callable[[], None]:
+        self.log.append("kept")
+        return lambda: self.log.append("put back")
 
     def memory(self) -> Memory:
         return Memory(peak_resident_bytes=self.steps)
@@ -80,6 +105,77 @@ def test_a_warm_up_that_never_gets_steady_ends_with_its_budget_and_says_so(clock
     seen = measured(TimedTrainer(clock, 0.001), window_s=0.02, windows=1, warm_up_max_s=0.01)
     assert not seen.warm_up_steady
     assert len(seen.windows) == 1
+
+
+def test_a_warm_up_is_not_over_before_its_least_length(clock: Clock) -> None:
+    """Eight windows agree at once, and the step may still become another one."""
+    trainer = TimedTrainer(clock, 0.001)
+    trainer.step()
+    plan = Measurement(window_s=0.02, windows=1, warm_up_max_s=20)
+    seen = measure(trainer, plan, lambda _: None, warm_up_min_s=2.0)  # type: ignore[arg-type]
+    assert seen.warm_up_steady
+    assert 2.0 <= sum(window.end_s - window.start_s for window in seen.warm_up_windows) < 2.1
+
+
+def test_the_least_length_is_no_more_than_the_most(clock: Clock) -> None:
+    trainer = TimedTrainer(clock, 0.001)
+    trainer.step()
+    plan = Measurement(window_s=0.02, windows=1, warm_up_max_s=1)
+    seen = measure(trainer, plan, lambda _: None, warm_up_min_s=10.0)  # type: ignore[arg-type]
+    assert sum(window.end_s - window.start_s for window in seen.warm_up_windows) < 1.1
+
+
+def test_what_was_read_ahead_is_taken_before_the_first_window(clock: Clock) -> None:
+    trainer = TimedTrainer(clock, 0.001)
+    trainer.ahead = 3
+    measured(trainer, window_s=0.01, windows=1, warm_up_max_s=0)
+    assert trainer.log[:5] == ["step", "batch", "batch", "batch", "barrier"]
+
+
+def test_a_window_of_whole_steps_begins_with_an_empty_queue_and_a_step(clock: Clock) -> None:
+    trainer = TimedTrainer(clock, 0.001)
+    trainer.ahead = 2
+    seen = measure_causes(trainer, 1, 9, resident=False, alone=True)  # type: ignore[arg-type]
+    log = [entry for entry in trainer.log if entry != "synchronize"]
+    [window] = seen.whole
+    assert window.steps == 3
+    begin = ["batch", "batch", "step", "barrier"]
+    taken = [at for at in range(len(log)) if log[at : at + 8] == [*begin, *["step"] * 3, "barrier"]]
+    # The last of the warm-up takes three steps too.
+    assert len(taken) == 2
+
+
+def test_parts_take_turns_in_windows_a_third_as_long(clock: Clock) -> None:
+    trainer = TimedTrainer(clock, 0.001)
+    seen = measure_causes(trainer, 4, 9, resident=False, alone=False)  # type: ignore[arg-type]
+    assert [len(part) for part in (seen.local, seen.resident, seen.exchange, seen.whole)] == [12, 12, 12, 4]
+    assert {window.steps for window in seen.local} == {3}
+    assert len(seen.local_step_times_s) == 36
+    # A step that is longer than a window is not taken three times as often for it.
+    assert len(measure_causes(trainer, 4, 1, resident=True, alone=True).local) == 4  # type: ignore[arg-type]
+
+
+def test_single_steps_begin_together(clock: Clock) -> None:
+    trainer = TimedTrainer(clock, 0.001)
+    measure_causes(trainer, 2, 5, resident=True, alone=True)  # type: ignore[arg-type]
+    single = ["barrier", "synchronize", "local", "synchronize"] * 10
+    assert trainer.log[-len(single) - 1 :] == [*single, "put back"]
+
+
+@pytest.mark.parametrize(("count", "turns"), [(2, 2), (3, 6), (4, 4), (5, 10)])
+def test_every_part_comes_equally_often_at_each_place_and_after_each_other(count: int, turns: int) -> None:
+    orders = list(balanced_orders(count, turns, seed=7))
+    places = Counter((place, part) for order in orders for place, part in enumerate(order))
+    followed = Counter(pair for order in orders for pair in pairwise(order))
+    assert set(places.values()) == {turns // count}
+    assert len(followed) == count * (count - 1)
+    assert set(followed.values()) == {turns * (count - 1) // (count * (count - 1))}
+
+
+def test_orders_are_drawn_and_the_same_on_every_rank() -> None:
+    drawn = [tuple(map(tuple, balanced_orders(4, 12, seed))) for seed in range(5)]
+    assert len(set(drawn)) == 5
+    assert drawn[3] == tuple(map(tuple, balanced_orders(4, 12, 3)))
 
 
 def test_without_a_warm_up_the_windows_are_taken_all_the_same(clock: Clock) -> None:

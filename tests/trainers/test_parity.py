@@ -1,7 +1,10 @@
 """The same model in both frameworks: one's weights in the other give the same numbers. And the same images."""
 
 import io
+import os
+import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -12,6 +15,7 @@ import torch
 from PIL import Image
 
 from scalestudy.trainers import keras_models, tf_data, tf_trainer, torch_data, torch_models, torch_trainer
+from scalestudy.trainers.data import most_batches_ahead
 from scalestudy.trainers.models import (
     BATCH_NORM_MOMENTUM,
     MODELS,
@@ -21,7 +25,7 @@ from scalestudy.trainers.models import (
     model_spec,
 )
 from scalestudy.trainers.tf_data import to_nhwc
-from scalestudy.trainers.trial import Data, Optimizer
+from scalestudy.trainers.trial import Data, Optimizer, Trial
 
 STEPS = 5
 Passed = tuple[np.ndarray, float, Parameters]
@@ -240,3 +244,33 @@ def test_both_frameworks_read_the_same_pixels(
     other = tf_data.decoded(encoded.getvalue()).numpy().astype(int)
     assert one.shape == other.shape == (48, 64, 3)
     assert np.abs(one - other).max() <= most
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("framework", ["torch", "tensorflow"])
+def test_no_more_batches_lie_ready_than_are_drained_before_measuring(
+    tmp_path: Path, make_trial: Callable[..., Trial], framework: str, workers: int
+) -> None:
+    """After a rest, batches that come at once lay ready; the others take as long as decoding them does."""
+    folder = tmp_path / "images" / "class"
+    folder.mkdir(parents=True)
+    Image.fromarray(np.zeros((256, 256, 3), np.uint8)).save(folder / "0.png")
+    for index in range(1, 64):
+        os.link(folder / "0.png", folder / f"{index}.png")
+    data = Data(source="images", folder=str(folder.parent), channels=3, image_size=224, classes=1)
+    trial = make_trial(data=data, per_device_batch=8, loader_workers=workers)
+    if framework == "torch":
+        source: Any = torch_data.batches(trial, 0, torch.device("cpu"), None, torch.contiguous_format)
+    else:
+        source = iter(tf_data.dataset(trial, range(1), None))
+    next(source)
+    time.sleep(2)
+    times_s = []
+    for _ in range(2 * most_batches_ahead(trial) + 8):
+        began_s = time.monotonic()
+        next(source)
+        times_s.append(time.monotonic() - began_s)
+    usual_s = np.median(times_s[most_batches_ahead(trial) :])
+    ready = next((at for at, took_s in enumerate(times_s) if took_s > usual_s / 3), len(times_s))
+    assert ready <= most_batches_ahead(trial)
