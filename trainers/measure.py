@@ -65,10 +65,12 @@ def measure(
     """
     seen = Measured()
     least_s = min(warm_up_min_s, plan.warm_up_max_s)
-    # What was read ahead while the first step compiled would pass for the speed of the input.
-    _drain(trainer)
     steps_taken = 1
     seen.losses.append(_loss_point(trainer, steps_taken))
+    if trainer.batches_ahead():
+        # What was read ahead while the first step compiled would pass for the speed of the input.
+        _drain(trainer)
+        steps_taken += 1
 
     def window(steps: int) -> tuple[Window, float]:
         """Return this rank's window and the slowest rank's seconds a step."""
@@ -93,6 +95,10 @@ def measure(
     seen.warm_up_memory = trainer.memory()
     # The first steps hold what no later one does, above all the workspaces of every algorithm that cuDNN tries.
     trainer.reset_peaks()
+    if trainer.batches_ahead():
+        # The first steps are slow, and while they last the queue fills anew.
+        _drain(trainer)
+        steps_taken += 1
     begin()
     # What that takes is not the same on every rank.
     trainer.max_over_ranks(0.0)
@@ -129,9 +135,8 @@ def measure_causes(trainer: Trainer, windows: int, steps: int, *, resident: bool
     def take(part: int, steps: int) -> Window:
         taken, step = parts[part]
         if taken is seen.whole:
-            # Beside the other parts the loader has filled its queue. A step, then: with it the next batch is loaded.
+            # Beside the other parts the loader has filled its queue.
             _drain(trainer)
-            trainer.step()
         trainer.max_over_ranks(0.0)
         return timed_window(trainer, steps, step)
 
@@ -180,9 +185,13 @@ def balanced_orders(count: int, turns: int, seed: int) -> Iterator[list[int]]:
 
 
 def _drain(trainer: Trainer) -> None:
-    """Take what the input may have ready: from there on a step waits for its batch as it does in a long training."""
+    """Take what the input may have ready, and a step, beside which the next batch is loaded.
+
+    From there on a step waits for its batch as it does in a long training.
+    """
     for _ in range(trainer.batches_ahead()):
         trainer.next_batch()
+    trainer.step()
 
 
 def steady(steps_s: Sequence[float]) -> bool:
