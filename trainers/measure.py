@@ -92,13 +92,13 @@ def measure(
         steps = steps_for(plan.window_s * _WARM_UP_SHARE, step_s)
         progress(seen)
 
-    seen.warm_up_memory = trainer.memory()
-    # The first steps hold what no later one does, above all the workspaces of every algorithm that cuDNN tries.
-    trainer.reset_peaks()
     if trainer.batches_ahead():
         # The first steps are slow, and while they last the queue fills anew.
         _drain(trainer)
         steps_taken += 1
+    seen.warm_up_memory = trainer.memory()
+    # The first steps hold what no later one does, above all the workspaces of every algorithm that cuDNN tries.
+    trainer.reset_peaks()
     begin()
     # What that takes is not the same on every rank.
     trainer.max_over_ranks(0.0)
