@@ -225,6 +225,9 @@ class Study(Given):
     threads_per_device: PositiveInt | None = None
     # None: only where a node has fewer cores than its ranks have threads.
     hyper_threads: bool | None = None
+    # Whether a trial that uses fewer devices of a node than there are takes others in every repeat: the reference's own
+    # speed would else count as the trainer's.
+    rotate_devices: bool = True
     # None: what a rank's CPUs can carry on GPU, 1 on CPU.
     loader_workers: Annotated[int, Field(ge=0, le=1024, strict=True)] | None = None
     environments: dict[TrainerName, Environment] = {}
@@ -462,6 +465,7 @@ def study_trials(study: Study, path: Path, layout: Layout) -> list[Trial]:
             loader_workers=layout.loader_workers,
             seed=study.seed,
             repeat=0,
+            rotate_devices=study.rotate_devices,
         )
         for model, data in [(model, _data(study, model, path)) for model in study.models]
         for batch in _batches(study, model, path)
