@@ -17,6 +17,7 @@ from scipy.integrate import cumulative_trapezoid
 from scalestudy.cluster.sample_file import read_samples
 from scalestudy.cluster.telemetry import Telemetry
 from scalestudy.cluster.throttling import POWER_CAP, THROTTLE_REASONS
+from scalestudy.trainers.devices import own_devices
 from scalestudy.trainers.record import RankReport, Record
 
 Values = NDArray[np.float64]
@@ -201,9 +202,8 @@ def rank_tracks(record: Record, report: RankReport, node: Node) -> list[Track]:
     if record.trial.device == "cpu":
         cpus = list(report.software.cpus) if report.software else []
         return [_cpu_track(node, cpus)] if cpus and "host" in node.samples else []
-    share = record.trial.world_size // report.rank.world_size
-    first = report.rank.local_rank * share
-    names = node.telemetry.visible[first : first + share]
+    visible = node.telemetry.visible
+    names = [visible[device] for device in own_devices(record.trial, report.rank) if device < len(visible)]
     return [_gpu_track(name, node.samples[name]) for name in names if name in node.samples]
 
 

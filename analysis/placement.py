@@ -17,9 +17,9 @@ def far_from_gpu(reports: Sequence[RankReport]) -> list[int]:
     return [report.rank.rank for report in reports if report.placement and _far(report.placement)]
 
 
-def described(cpus: Sequence[int], placement: Placement | None, *, shares: bool) -> str:
-    """Say which CPUs a rank was pinned to, and what is known of where they lie."""
-    words = f"pinned to CPU {_ranges(cpus)}"
+def described(cpus: Sequence[int], placement: Placement | None, gpus: Sequence[int] = (), *, shares: bool) -> str:
+    """Say which GPUs a rank drove, which CPUs it was pinned to, and what is known of where they lie."""
+    words = f"GPU {_ranges(gpus)}, pinned to CPU {_ranges(cpus)}" if gpus else f"pinned to CPU {_ranges(cpus)}"
     if placement is None:
         return words
     cores = len(set(placement.cores))

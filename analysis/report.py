@@ -129,6 +129,7 @@ class Facts:
     def __init__(self) -> None:
         self.studies: dict[str, str] = {}
         self.environment: dict[str, dict[str, None]] = {}
+        self._places: dict[str, dict[tuple[str, str], dict[str, None]]] = {}
         self.first: str = ""
         self.last: str = ""
         self.costs = Costs()
@@ -172,16 +173,27 @@ class Facts:
                 for name, version in software.versions.items():
                     if name != "scalestudy":
                         self._note(name, version)
-                pinned = placement.described(software.cpus, report.placement, shares=report.rank.rank in sharing)
+                pinned = placement.described(
+                    software.cpus, report.placement, report.rank.devices, shares=report.rank.rank in sharing
+                )
                 settings = ", ".join(f"{name} {count}" for name, count in software.settings.items())
                 # By its place on its node: a thousand ranks of equal nodes are a few lines.
                 place = f"local rank {report.rank.local_rank} of {report.rank.local_world_size}"
-                self._note(f"{series_name(record.trial)}: CPUs and settings", f"{place}: {pinned}; {settings}")
+                self._note_place(f"{series_name(record.trial)}: CPUs and settings", (place, settings), pinned)
                 for name, value in software.variables.items():
                     # Differs by trial and names ports: who talks to whom, not how.
                     if name != "TF_CONFIG":
                         self._note("environment variable", f"{name}={value}")
         return record
+
+    def _note_place(self, subject: str, rank: tuple[str, str], pinned: str) -> None:
+        """Note in one line where ranks of the same place and settings were: in every repeat on other devices."""
+        by_rank = self._places.setdefault(subject, {})
+        places = by_rank.setdefault(rank, {})
+        if pinned not in places:
+            places[pinned] = None
+            lines = [f"{place}: {' or '.join(known)}; {settings}" for (place, settings), known in by_rank.items()]
+            self.environment[subject] = dict.fromkeys(lines)
 
     def _note(self, subject: str, value: str) -> None:
         self.environment.setdefault(subject, {})[value] = None

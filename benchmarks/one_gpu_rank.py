@@ -27,7 +27,7 @@ class OneGpu(TorchDdp):
 
         dist.init_process_group = over_gloo
         try:
-            super().__init__(trial, rank.model_copy(update={"local_rank": 0}))
+            super().__init__(trial, rank.model_copy(update={"devices": (0,)}))
         finally:
             dist.init_process_group = join
 

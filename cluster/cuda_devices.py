@@ -60,10 +60,8 @@ def offer(listed: str | None, found: Inventory) -> Offer:
     if found.fault:
         return Offer(fault=found.fault)
     shown = visible_gpus(listed, found.gpus, found.driver)
-    instances = {gpu.name for gpu in found.gpus if gpu.mig}
-    # A rank takes the device of its local number: only the first ones count.
-    whole = len(list(takewhile(lambda name: name not in instances, shown)))
-    count = whole or min(len(shown), 1)
+    instances = any(gpu.mig for gpu in found.gpus)
+    count = len(rank_gpus(listed, found))
     failing: dict[str, list[str]] = {}
     for name, said, _ in found.failing:
         failing.setdefault(said, []).append(name)
@@ -80,6 +78,16 @@ def offer(listed: str | None, found: Inventory) -> Offer:
         there = len(found.whole) + len(found.failing)
         return Offer(fault=f"none of this host's {there} GPUs can be used: {'; '.join(why)}")
     return Offer(gpus=count, limit="; ".join(why) or None)
+
+
+def rank_gpus(listed: str | None, found: Inventory) -> tuple[str, ...]:
+    """Return the names of the devices that ranks can take, of those that CUDA shows: whole GPUs, or one instance.
+
+    Ranks take devices by CUDA's numbers, the first ones up to how many there are: a GPU behind an instance is none.
+    """
+    shown = visible_gpus(listed, found.gpus, found.driver)
+    instances = {gpu.name for gpu in found.gpus if gpu.mig}
+    return tuple(takewhile(lambda name: name not in instances, shown)) or shown[:1]
 
 
 def visible_gpus(listed: str | None, gpus: Sequence[Gpu], driver: str | None = None) -> tuple[str, ...]:

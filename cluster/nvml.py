@@ -21,7 +21,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, Literal, TypeVar
 
-from scalestudy.cluster.cuda_devices import Failing, Inventory, visible_gpus
+from scalestudy.cluster.cuda_devices import Failing, Inventory, rank_gpus
 from scalestudy.cluster.nvml_library import (
     NvmlError,
     call,
@@ -410,21 +410,15 @@ def _found(missing: dict[str, str], failing: list[Failing]) -> Iterator[tuple[_D
             yield from _instances(device, missing, failing)
 
 
-def visible_pci_addresses(listed: str | None) -> tuple[str | None, ...]:
-    """Return the PCI address of each GPU that CUDA shows, in its order: local rank i takes the i-th.
+def takeable_gpus(listed: str | None) -> tuple[tuple[str, str | None], ...]:
+    """Return UUID and PCI address of each GPU, or of the MIG instance, that ranks can take, as CUDA numbers them.
 
-    `listed` is CUDA_VISIBLE_DEVICES. Nothing where NVML does not answer.
+    `listed` is CUDA_VISIBLE_DEVICES. An instance has the address of its GPU. Nothing where NVML does not answer.
     """
     found = inventory()
-    addresses = {gpu.name: gpu.pci_address for gpu in found.gpus}
-    return tuple(addresses.get(name.partition("/")[0]) for name in visible_gpus(listed, found.gpus, found.driver))
-
-
-def visible_uuids(listed: str | None) -> tuple[str, ...]:
-    """Return the UUID of each GPU or MIG instance that CUDA shows, in its order; nothing where NVML does not answer."""
-    found = inventory()
-    uuids = {gpu.name: gpu.uuid for gpu in found.gpus}
-    return tuple(uuids[name] for name in visible_gpus(listed, found.gpus, found.driver))
+    known = {gpu.name: gpu for gpu in found.gpus}
+    names = rank_gpus(listed, found)
+    return tuple((known[name].uuid, known[name.partition("/")[0]].pci_address) for name in names)
 
 
 def _instances(whole: _Device, missing: dict[str, str], failing: list[Failing]) -> Iterator[tuple[_Device, Gpu]]:

@@ -10,6 +10,8 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import NamedTuple
 
+from scalestudy.cluster.rotation import rotated
+
 _SYSTEM = Path("/sys")
 
 
@@ -74,17 +76,19 @@ def gpu_node(pci_address: str | None, system: Path = _SYSTEM) -> int | None:
 def own_cpus(
     usable: Sequence[Processor],
     *,
-    devices: range,
+    places: range,
     local_devices: int,
     devices_per_node: int,
     threads: int,
     hyper_threads: bool,
     near: Sequence[int | None] = (),
+    turn: int = 0,
 ) -> tuple[int, ...]:
-    """Return the CPUs of a rank that drives `devices` of the `local_devices` that its trial uses on this node.
+    """Return the CPUs of a rank that has the `places` among the `local_devices` that its trial uses on this node.
 
-    They are the same at every world size, because they are cut for all devices that a node could use: as many as the
-    study allows and as fit. `near` is the NUMA node of each GPU.
+    Every device has its own, the same at every world size, because they are cut for all devices that a node could use:
+    as many as the study allows and as fit. `near` is the NUMA node of each GPU; without GPUs the shares of CPUs are
+    the devices. Which of them the trial takes depends on the `turn` (`rotation`).
     """
     fitting = len(usable if hyper_threads else cores_of(usable)) // threads
     if fitting < local_devices:
@@ -93,8 +97,13 @@ def own_cpus(
     if fitting < local_devices:
         # Too few for all of them: a scheduler has given this rank its own, or the ranks must share.
         return tuple(sorted(processor.cpu for processor in usable))
-    dealt = shares(usable, min(devices_per_node, fitting), threads, near)
-    return tuple(sorted(cpu for device in devices for cpu in dealt[device]))
+    slots = min(devices_per_node, fitting)
+    taken = rotated(turn, local_devices, len(near) or slots)
+    others = [device for device in range(max(len(near), slots)) if device not in taken]
+    # Where CPUs are too few for every GPU, the trial's own GPUs have theirs.
+    cut = sorted([*taken, *others][:slots])
+    dealt = shares(usable, slots, threads, [near[device] if device < len(near) else None for device in cut])
+    return tuple(sorted(cpu for place in places for cpu in dealt[cut.index(taken[place])]))
 
 
 def shares(

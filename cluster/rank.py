@@ -9,7 +9,11 @@ from scalestudy.cluster.network import parted
 
 
 class Rank(Frozen):
-    """One training process among `world_size`; ranks of one host share a `node_rank`."""
+    """One training process among `world_size`; ranks of one host share a `node_rank`.
+
+    `devices` are the GPUs that it drives, as CUDA numbers them there: none on CPU, nor in records from before repeats
+    took turns on a node's devices, where a rank has that of its local rank.
+    """
 
     rank: int
     world_size: int
@@ -17,6 +21,7 @@ class Rank(Frozen):
     local_world_size: int
     node_rank: int
     host: str
+    devices: tuple[int, ...] = ()
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> "Rank":

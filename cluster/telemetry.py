@@ -49,10 +49,10 @@ class Link(Frozen):
 class Telemetry(Frozen):
     """One node's samples: `file` in the trial's folder holds them, `error` says why they end early or are not there.
 
-    `visible` names the GPUs that CUDA shows to the node's ranks: local rank i has the i-th. `missing` says
-    by device and column why something is null, once. `late` counts the samples that were left out because the sampler
-    was held up. `cpus` are the numbers of the CPUs that the host's samples list: none where they are not known, null in
-    records from before they were kept, which list them from 0 on.
+    `visible` names the GPUs that CUDA shows to the node's ranks, as CUDA numbers them. `missing` says by device and
+    column why something is null, once. `late` counts the samples that were left out because the sampler was held up.
+    `cpus` are the numbers of the CPUs that the host's samples list: none where they are not known, null in records from
+    before they were kept, which list them from 0 on.
     """
 
     host: str

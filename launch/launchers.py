@@ -53,7 +53,8 @@ def all_programs(study: Study, path: Path) -> dict[str, Program]:
 def own_programs(study: Study, path: Path) -> dict[str, Program]:
     """Return each trainer's own interpreter as an absolute path, or its container.
 
-    A path is relative to the study file, a bare name is looked for on PATH; raises InputError where it is no program.
+    What has a slash is a path, relative to the study file; a bare name is looked up on PATH. Raises InputError where
+    there is no such program.
     """
     found: dict[str, Program] = {}
     for trainer, own in study.environments.items():
@@ -61,13 +62,30 @@ def own_programs(study: Study, path: Path) -> dict[str, Program]:
             found[trainer] = own
             continue
         try:
-            program = shutil.which(path.parent / Path(own).expanduser() if "/" in own else own)
-        except RuntimeError:
-            # The home of a user that there is not.
-            program = None
-        if program is None:
+            found[trainer] = _program(own, path.parent)
+        except ValueError as error:
             built = "; `make envs` builds it" if "/.venvs/" in own else ""
-            raise InputError(f"{path}: environments.{trainer}: {own!r} is no program that can be run{built}")
-        # Not resolved: a virtual environment's python is a link, and where the link lies tells it so.
-        found[trainer] = str(Path(program).absolute())
+            raise InputError(
+                f"{path}: environments.{trainer}: {own!r} is no program that can be run: {error}{built}"
+            ) from None
     return found
+
+
+def _program(own: str, folder: Path) -> str:
+    """Return the absolute path of a program that a study in a folder names; raises ValueError with what is wrong."""
+    if "/" not in own:
+        if (on_path := shutil.which(own)) is None:
+            raise ValueError("there is none of that name on PATH")
+        return str(Path(on_path).absolute())
+    try:
+        # Not resolved: a virtual environment's python is a link, and where the link lies tells it so.
+        program = folder.absolute() / Path(own).expanduser()
+    except RuntimeError:
+        raise ValueError("there is no such home") from None
+    if not os.access(program, os.F_OK):
+        raise ValueError(f"there is none at {program}")
+    if program.is_dir():
+        raise ValueError(f"{program} is a folder")
+    if not os.access(program, os.X_OK):
+        raise ValueError(f"{program} may not be executed")
+    return str(program)

@@ -27,7 +27,7 @@ from scalestudy.launch.children import ask_for_stacks, kill_group
 from scalestudy.launch.errors import InputError
 from scalestudy.launch.launcher import Exit, NoCapacityError, Program, processes, worker_command, worker_variables
 from scalestudy.launch.study import Study
-from scalestudy.trainers.pinning import GIVEN, gpu_nodes, rank_cpus
+from scalestudy.trainers.pinning import GIVEN, rank_cpus, rank_gpus
 from scalestudy.trainers.trial import Trial
 
 _TICK_S = 1.0
@@ -310,7 +310,7 @@ def bundles(trial: Trial) -> list[dict[str, float]]:
 def claim_cpus(trial: Trial, rank: Rank, gpus: tuple[str, ...], folder: Path | None = None) -> CpuClaim:
     """Claim the CPUs of a rank, near its GPU; others if another trial has some of them."""
     usable = processors(usable_cpus())
-    near = gpu_nodes(trial, ",".join(gpus))
+    near = rank_gpus(trial, ",".join(gpus))
     # What Ray counts as CPUs are hardware threads: a rank that took as many whole cores would take another's.
     wanted = rank_cpus(trial, rank, usable, near, hyper_threads=True)
     count = trial.threads_per_device * (trial.world_size // rank.world_size)

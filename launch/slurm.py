@@ -104,7 +104,8 @@ class SlurmLauncher:
             return self._not_started(names, error)
         folder = folder.resolve()
         program = self._programs.get(trial.trainer, self._usual_program)
-        step_argv = step_options(self._job_id, names, count, trial, folder, alone=self._alone)
+        gpus, _ = gpus_of_trial(self._gpus, self._environ.get("CUDA_VISIBLE_DEVICES", ""))
+        step_argv = step_options(self._job_id, names, count, trial, folder, alone=self._alone, gpus=gpus)
         argv = [*step_argv, *worker_command(program, trial, folder)]
         ranks_end, our_end = os.pipe()
         with (folder / LOG_NAME).open("wb") as log:
@@ -248,14 +249,17 @@ def gpus_of_trial(given: int, visible: str) -> tuple[int, str | None]:
 
 
 def step_options(
-    job_id: str, names: Sequence[str], count: int, trial: Trial, folder: Path, *, alone: bool
+    job_id: str, names: Sequence[str], count: int, trial: Trial, folder: Path, *, alone: bool, gpus: int = 0
 ) -> list[str]:
     """Return the srun of a trial's step without the program: its nodes, its tasks and what each is bound to.
 
-    `alone` is whether no other job may use the nodes.
+    `alone` is whether no other job may use the nodes, `gpus` how many of each node's a trial can use.
     """
     devices = trial.world_size // count
-    gpus = min(trial.world_size, trial.devices_per_node)
+    needed = min(trial.world_size, trial.devices_per_node)
+    # Of all the job has on a node a trial takes others in every repeat. On shared nodes Slurm chooses CPUs near those
+    # GPUs that it gives to the step.
+    shown = max(needed, gpus) if alone and trial.rotate_devices else needed
     if alone:
         # The step has all CPUs of its nodes, of which every rank takes its own (cluster/processors.py): Slurm would
         # choose others at another world size. --cpus-per-task would imply --exact, and leave only so many to choose of.
@@ -274,9 +278,9 @@ def step_options(
         # Rank by rank onto the first node until it is full, and so on: also where the last one takes fewer.
         f"--distribution=plane={_per_node(trial)}",
         *cpus,
-        # Every task sees all of them and takes that of its local rank: with --gpus-per-task they would be shut off from
-        # each other, and NCCL could not use NVLink. No --gpu-bind=none: in Slurm 22.05 it hides them from the tasks.
-        f"--gres=gpu:{gpus}" if trial.device == "gpu" else "--gres=none",
+        # Every task sees all of them and takes its own: with --gpus-per-task they would be shut off from each other,
+        # and NCCL could not use NVLink. No --gpu-bind=none: in Slurm 22.05 it hides them from the tasks.
+        f"--gres=gpu:{shown}" if trial.device == "gpu" else "--gres=none",
         # All that the job has.
         "--mem=0",
         "--mpi=none",

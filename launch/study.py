@@ -39,6 +39,8 @@ _SHOWN = 80
 _MOST_MISTAKES = 20
 # A study of more is taken for a mistake, unless its `max_trials` says otherwise.
 _MOST_TRIALS = 20_000
+# The range of so many holds the true median 97 % of the time, that of five 94 %: with fewer no interval reaches 95 %.
+_FEWEST_REPEATS = 6
 SOURCES = ("synthetic", "synthetic-host", "digits", "images:DIR", "mnist:DIR")
 
 
@@ -123,16 +125,18 @@ class ModelEntry(Given):
 class Repeats(Given):
     """`min` repeats of every point, and up to `max` of those whose interval is wider than ± `until`, a share of it."""
 
-    min: PositiveInt = 3
+    min: PositiveInt = _FEWEST_REPEATS
     max: PositiveInt = 10
     until: Annotated[float, BeforeValidator(percentage), Field(gt=0, lt=1)]
 
     @model_validator(mode="after")
     def _in_order(self) -> "Repeats":
-        if not 2 <= self.min <= self.max:
+        if self.min < _FEWEST_REPEATS:
             raise ValueError(
-                f"min {self.min} and max {self.max}: an interval takes 2 repeats, and max is no less than min"
+                f"min {self.min}: an interval of 95 % takes six repeats; use 6 or more, or a fixed number of repeats"
             )
+        if self.max < self.min:
+            raise ValueError(f"max {self.max} is less than min {self.min}")
         return self
 
 
@@ -214,7 +218,7 @@ class Study(Given):
     repeats: Annotated[
         Annotated[PositiveInt, Tag("fixed")] | Annotated[Repeats, Tag("adaptive")],
         Discriminator(lambda value: "adaptive" if isinstance(value, dict | Repeats) else "fixed"),
-    ] = 3
+    ] = _FEWEST_REPEATS
     # Keras takes no larger one.
     seed: int = Field(default=1, ge=0, le=2**32 - 1)
     launcher: Literal["local", "slurm", "ray"] = "local"
@@ -225,6 +229,9 @@ class Study(Given):
     threads_per_device: PositiveInt | None = None
     # None: only where a node has fewer cores than its ranks have threads.
     hyper_threads: bool | None = None
+    # Whether a trial that uses fewer devices of a node than there are takes others in every repeat: the reference's own
+    # speed would else count as the trainer's.
+    rotate_devices: bool = True
     # None: what a rank's CPUs can carry on GPU, 1 on CPU.
     loader_workers: Annotated[int, Field(ge=0, le=1024, strict=True)] | None = None
     environments: dict[TrainerName, Environment] = {}
@@ -462,6 +469,7 @@ def study_trials(study: Study, path: Path, layout: Layout) -> list[Trial]:
             loader_workers=layout.loader_workers,
             seed=study.seed,
             repeat=0,
+            rotate_devices=study.rotate_devices,
         )
         for model, data in [(model, _data(study, model, path)) for model in study.models]
         for batch in _batches(study, model, path)

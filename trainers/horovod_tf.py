@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from scalestudy.cluster.rank import Rank
 from scalestudy.trainers import tf_data
+from scalestudy.trainers.devices import own_devices
 from scalestudy.trainers.horovod_rendezvous import join
 from scalestudy.trainers.tf_trainer import TfAllReduce, TfTrainer, take_gpus
 from scalestudy.trainers.trial import Trial
@@ -24,7 +25,7 @@ class HorovodTf(TfTrainer):
         super().__init__(trial, devices=1)
         self._rank = rank
         if trial.device == "gpu":
-            take_gpus(rank.local_rank)
+            take_gpus(own_devices(trial, rank))
         self._options = join(hvd, trial, rank)
 
     def build(self) -> None:

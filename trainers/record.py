@@ -4,6 +4,7 @@ Schema history: 1 = first.
 """
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
@@ -231,6 +232,11 @@ def flaw(trial: Trial, reports: Sequence[RankReport]) -> str | None:
     numbers = [report.rank.rank for report in reports]
     if len(set(numbers)) < len(numbers):
         return f"the reports are of ranks {', '.join(map(str, numbers))}"
+    devices = Counter((report.rank.node_rank, device) for report in reports for device in report.rank.devices)
+    for (node, device), count in devices.items():
+        if count > 1:
+            # Ranks that did not see the same GPUs, as while one was lost.
+            return f"{count} ranks of node {node} took its GPU {device}"
     for report in reports:
         for window in _windows(report):
             if not (window.steps > 0 and 0 <= window.end_s - window.start_s < math.inf):

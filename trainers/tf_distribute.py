@@ -12,6 +12,7 @@ from tensorflow.python.distribute.cross_device_ops import CollectiveAllReduce
 
 from scalestudy.cluster.rank import Rank
 from scalestudy.trainers import keras_models, tf_data
+from scalestudy.trainers.devices import own_devices
 from scalestudy.trainers.options import MirroredOptions, MultiWorkerOptions
 from scalestudy.trainers.tf_trainer import TfAllReduce, TfTrainer, take_gpus
 from scalestudy.trainers.trial import Device, Trial
@@ -172,7 +173,7 @@ class TfMultiWorker(_TfDistribute):
         super().__init__(trial, devices=1)
         assert isinstance(trial.options, MultiWorkerOptions)
         if trial.device == "gpu":
-            take_gpus(rank.local_rank)
+            take_gpus(own_devices(trial, rank))
         self._strategy = tf.distribute.MultiWorkerMirroredStrategy(
             communication_options=communication_options(trial.options, trial.device)
         )
@@ -199,7 +200,7 @@ class TfMirrored(_TfDistribute):
         super().__init__(trial, devices=trial.world_size)
         assert isinstance(trial.options, MirroredOptions)
         if trial.device == "gpu":
-            take_gpus(0, trial.world_size)
+            take_gpus(own_devices(trial, rank))
         else:
             cpu = tf.config.list_physical_devices("CPU")[0]
             tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * trial.world_size)

@@ -1,7 +1,7 @@
 """What every TensorFlow trainer does: the model in its precision, and the step, eager, as a graph or by XLA."""
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -233,12 +233,13 @@ def make_optimizer(chosen: Optimizer) -> keras.Optimizer:
     return keras.optimizers.Adam(chosen.learning_rate, beta_1=ADAM_BETAS[0], beta_2=ADAM_BETAS[1], epsilon=ADAM_EPSILON)
 
 
-def take_gpus(first: int, count: int = 1) -> None:
-    """Use so many GPUs from the `first` on alone, and of their memory what is needed; raises ValueError."""
+def take_gpus(devices: Sequence[int]) -> None:
+    """Use these GPUs alone, and of their memory what is needed; raises ValueError."""
     there = tf.config.list_physical_devices("GPU")
-    if first + count > len(there):
-        raise ValueError(f"TensorFlow sees {len(there)} GPUs, and this process needs {count} from number {first} on")
-    gpus = there[first : first + count]
+    if max(devices) >= len(there):
+        numbers = ", ".join(map(str, devices))
+        raise ValueError(f"TensorFlow sees {len(there)} GPUs, and this process needs those numbered {numbers}")
+    gpus = [there[device] for device in devices]
     tf.config.set_visible_devices(gpus, "GPU")
     for gpu in gpus:
         tf.config.experimental.set_memory_growth(gpu, True)

@@ -17,6 +17,7 @@ from scalestudy.cluster.host import peak_resident_bytes
 from scalestudy.cluster.rank import Rank
 from scalestudy.trainers import torch_data, torch_models
 from scalestudy.trainers.data import load_arrays, most_batches_ahead
+from scalestudy.trainers.devices import own_devices
 from scalestudy.trainers.models import initial_parameters, model_spec
 from scalestudy.trainers.record import Memory
 from scalestudy.trainers.scratch import scratch_folder
@@ -38,7 +39,7 @@ class TorchTrainer:
         torch.manual_seed(trial.seed + rank.rank)
         torch.set_num_threads(trial.threads_per_device)
         if trial.device == "gpu":
-            self._device = torch.device("cuda", rank.local_rank)
+            self._device = torch.device("cuda", *own_devices(trial, rank))
             torch.cuda.set_device(self._device)
             _check_precision(trial.precision, self._device)
             # Shapes never change; TensorFlow searches for the fastest convolution unasked.

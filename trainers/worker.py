@@ -32,10 +32,11 @@ from scalestudy.cluster.temporary_folder import make_room_for_sockets
 from scalestudy.trainers import standing
 from scalestudy.trainers.collectives import sweep
 from scalestudy.trainers.data import broken_image, epoch_of, undecodable
+from scalestudy.trainers.devices import own_devices
 from scalestudy.trainers.files import write_atomically
 from scalestudy.trainers.measure import Measured, measure, measure_causes
 from scalestudy.trainers.out_of_memory import is_doubtful, shared_memory_advice, whose_memory
-from scalestudy.trainers.pinning import leave_place, take_place
+from scalestudy.trainers.pinning import leave_place, placed, take_place
 from scalestudy.trainers.record import CUT_SHORT, RankError, RankReport
 from scalestudy.trainers.scratch import remove_scratch
 from scalestudy.trainers.software import capture, overruled
@@ -100,6 +101,7 @@ def _reported(trial: Trial, rank: Rank, folder: Path) -> RankReport:
         return left
 
     try:
+        rank = placed(trial, rank, os.environ)
         trainer = _run(trial, rank, folder, phases, found)
     except Exception as error:
         traceback.print_exc()
@@ -329,9 +331,7 @@ def _free_share(trial: Trial, rank: Rank, phases: _Phases) -> float | None:
     with suppress(Exception):
         if phases.refused():
             return 0.0
-    count = trial.world_size // rank.world_size
-    first = rank.local_rank * count
-    return least_free_share(range(first, first + count))
+    return least_free_share(own_devices(trial, rank))
 
 
 def _line(error: Exception) -> str:

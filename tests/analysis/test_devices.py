@@ -115,6 +115,28 @@ def test_use_is_told_by_phase_and_by_window(analysed: Any) -> None:
     assert np.isnan(use.loc[("import", np.nan)].energy_j.item())
 
 
+def test_a_ranks_samples_are_those_of_the_gpu_that_it_drives(
+    tmp_path: Path, make_trial: MakeTrial, make_record: MakeRecord
+) -> None:
+    """Its devices are CUDA's numbers: here CUDA shows gpu6, gpu7 and gpu4, and the two ranks drive the last two."""
+    trial = make_trial(device="gpu", world_size=2)
+    rows = [gpu_row(at_s, f"gpu{gpu}", power_w=100.0 * gpu) for at_s in times() for gpu in (4, 6, 7)]
+    telemetry = write_samples(tmp_path, trial, rows).model_copy(update={"visible": ("gpu6", "gpu7", "gpu4")})
+    record = as_planted(make_record(trial), telemetry)
+
+    def driven(*devices: tuple[int, ...]) -> list[str]:
+        ranks = [
+            report.rank.model_copy(update={"devices": own}) for report, own in zip(record.reports, devices, strict=True)
+        ]
+        reports = [report.model_copy(update={"rank": rank}) for report, rank in zip(record.reports, ranks, strict=True)]
+        use = frames([record.model_copy(update={"reports": tuple(reports)})], tmp_path).devices
+        return list(use[use["rank"].notna()].groupby("rank").device_name.unique().str.join(" "))
+
+    assert driven((1,), (2,)) == ["gpu7", "gpu4"]
+    # From before repeats took turns: that of the local rank.
+    assert driven((), ()) == ["gpu6", "gpu7"]
+
+
 def test_energy_per_image_is_that_of_the_timed_windows(analysed: Any) -> None:
     _, trials = analysed(gpu_row)
     # 20 steps of 8 images.

@@ -167,10 +167,17 @@ def test_the_environment_says_where_every_rank_was_pinned(
 
     def told(report: RankReport, place: Placement | None) -> RankReport:
         software = Software(python="3", versions={}, settings={}, cpus=place.cpus if place else (4, 6), variables={})
-        return report.model_copy(update={"software": software, "placement": place})
+        rank = report.rank.model_copy(update={"devices": place.cpus} if place and place in turns else {})
+        return report.model_copy(update={"rank": rank, "software": software, "placement": place})
 
-    for own in (places, [None]):
-        trial = make_trial(world_size=len(own))
+    # A lone rank takes another GPU in its next repeat.
+    turns = [
+        place.model_copy(update={"cpus": (cpu,), "cores": (cpu,), "gpu_numa_nodes": ()})
+        for place, cpu in zip(places, (0, 1), strict=True)
+    ]
+    by_repeat: list[list[Placement | None]] = [[*places], [None], [turns[0]], [turns[1]]]
+    for repeat, own in enumerate(by_repeat):
+        trial = make_trial(world_size=len(own), repeat=repeat)
         record = make_record(trial)
         reports = tuple(told(report, place) for report, place in zip(record.reports, own, strict=True))
         folder.finish(folder.begin(trial), record.model_copy(update={"reports": reports}))
@@ -178,6 +185,7 @@ def test_the_environment_says_where_every_rank_was_pinned(
     shared = "shared with another rank, NUMA node 0"
     assert f"local rank 0 of 2: pinned to CPU 0-13 (14 cores, {shared}; GPU on node 0)" in html
     assert f"local rank 1 of 2: pinned to CPU 0-6,112-118 (7 cores, {shared}; GPU on another, node 1)" in html
-    assert "local rank 0 of 1: pinned to CPU 4,6;" in html
+    on_gpus = "GPU 0, pinned to CPU 0 (1 core, NUMA node 0) or GPU 1, pinned to CPU 1 (1 core, NUMA node 0)"
+    assert f"local rank 0 of 1: pinned to CPU 4,6 or {on_gpus};" in html
     assert "had ranks share the hardware threads of a core" in html
     assert "had ranks on CPUs of another NUMA node than their GPU" in html

@@ -220,16 +220,24 @@ def test_this_host_can_be_read() -> None:
 
 
 def ranks_cpus(
-    usable: Sequence[Processor], used: int, per_node: int, threads: int, hyper_threads: bool = False
+    usable: Sequence[Processor],
+    used: int,
+    per_node: int,
+    threads: int,
+    hyper_threads: bool = False,
+    near: Sequence[int | None] = (),
+    turn: int = 0,
 ) -> list[tuple[int, ...]]:
     return [
         own_cpus(
             usable,
-            devices=range(rank, rank + 1),
+            places=range(rank, rank + 1),
             local_devices=used,
             devices_per_node=per_node,
             threads=threads,
             hyper_threads=hyper_threads,
+            near=near,
+            turn=turn,
         )
         for rank in range(used)
     ]
@@ -253,7 +261,36 @@ def test_threads_for_fewer_devices_than_a_node_has_are_whole_cores(tmp_path: Pat
 def test_a_process_of_several_devices_has_the_cpus_of_all_of_them(tmp_path: Path) -> None:
     usable = of(sysfs(tmp_path, cores := host(2, 4, 2)), cores)
     fields = {"devices_per_node": 4, "threads": 2, "hyper_threads": False, "near": [1, 0, 1, 0]}
-    assert own_cpus(usable, devices=range(2), local_devices=2, **fields) == (0, 1, 4, 5)  # type: ignore[arg-type]
+    assert own_cpus(usable, places=range(2), local_devices=2, **fields) == (0, 1, 4, 5)  # type: ignore[arg-type]
+
+
+def test_every_repeat_computes_on_the_next_share_of_the_cpus(tmp_path: Path) -> None:
+    usable = of(sysfs(tmp_path, cores := host(2, 4, 2)), cores)
+    # Both threads of two cores are a device: four of them, two on each socket.
+    all_four = [(0, 1, 8, 9), (2, 3, 10, 11), (4, 5, 12, 13), (6, 7, 14, 15)]
+    for turn in range(5):
+        first = 2 * turn % 4
+        assert ranks_cpus(usable, 1, 4, 4, True, turn=turn) == [all_four[turn % 4]]
+        assert ranks_cpus(usable, 2, 4, 4, True, turn=turn) == all_four[first : first + 2]
+        assert ranks_cpus(usable, 4, 4, 4, True, turn=turn) == all_four
+
+
+def test_the_cpus_of_a_gpu_are_the_same_in_every_trial_that_drives_it(tmp_path: Path) -> None:
+    usable = of(sysfs(tmp_path, cores := host(2, 56, 2)), cores)
+    full = ranks_cpus(usable, 8, 8, 14, near=GPUS)
+    for turn in range(9):
+        assert ranks_cpus(usable, 1, 8, 14, near=GPUS, turn=turn) == [full[turn % 8]]
+        first = 2 * turn % 8
+        assert ranks_cpus(usable, 2, 8, 14, near=GPUS, turn=turn) == full[first : first + 2]
+
+
+def test_a_rank_has_cpus_near_its_gpu_where_there_are_not_enough_for_all_gpus(tmp_path: Path) -> None:
+    usable = of(sysfs(tmp_path, cores := host(2, 4, 1)), cores)
+    # A study of two devices a node and four threads each: two shares, for the GPUs that the repeat takes.
+    by_turn = [ranks_cpus(usable, 2, 2, 4, near=GPUS, turn=turn) for turn in range(4)]
+    first, second = (0, 1, 2, 3), (4, 5, 6, 7)
+    assert by_turn == [[first, second], [first, second], [second, first], [second, first]]
+    assert [ranks_cpus(usable, 1, 1, 4, near=GPUS, turn=turn) for turn in (3, 4)] == [[first], [second]]
 
 
 def test_with_too_few_cpus_for_all_a_rank_keeps_what_it_may_use(tmp_path: Path) -> None:
@@ -312,6 +349,22 @@ def test_whatever_the_host_a_rank_has_the_same_cpus_at_every_world_size(
     found = [ranks_cpus(usable, size, per_node, threads, hyper_threads) for size in sizes]
     for ranks in found:
         assert ranks == found[-1][: len(ranks)]
+
+
+@given(hosts(), st.data(), st.booleans())
+def test_whatever_the_host_ranks_have_cpus_of_their_own_in_every_repeat(
+    usable: list[Processor], data: st.DataObject, hyper_threads: bool
+) -> None:
+    threads = data.draw(st.integers(1, len(usable)))
+    per_node = data.draw(st.integers(1, 8))
+    near = data.draw(st.just([]) | st.lists(st.none() | st.integers(0, 3), min_size=per_node, max_size=8))
+    room = len(usable if hyper_threads else cores_of(usable)) // threads
+    size, turn = data.draw(st.integers(0, min(per_node, room))), data.draw(st.integers(0, 9))
+    found = ranks_cpus(usable, size, per_node, threads, hyper_threads, near, turn)
+    assert [len(own) for own in found] == [threads] * size
+    given_out = {cpu for own in found for cpu in own}
+    assert len(given_out) == size * threads
+    assert given_out <= {processor.cpu for processor in usable}
 
 
 def test_whoever_shares_a_core_is_known(tmp_path: Path) -> None:

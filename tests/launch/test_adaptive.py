@@ -20,10 +20,10 @@ from scalestudy.trainers.trial import Trial
 
 CPUS = Layout(device="cpu", devices_per_node=(4,), threads_per_device=1)
 ORIGIN = Origin(study_name="t", study_text="name: t", costs=Costs(), host=this_host(), scalestudy="0", git_commit=None)
-ASKED = Repeats.model_validate({"min": 3, "max": 12, "until": "2%"})
+ASKED = Repeats.model_validate({"max": 12, "until": "2%"})
 MakeRecord = Callable[..., Record]
 # Seconds a step by world size and repeat: one point steady, one that settles, one that never does, one that fails.
-STEADY = [0.1, 0.1005, 0.0995]
+STEADY = [0.1, 0.1005, 0.0995] * 2
 SETTLES = [0.1, 0.12, *[0.11, 0.1101, 0.1102, 0.1099, 0.11] * 2]
 WILD = [0.1, 0.2, 0.15] * 4
 
@@ -67,7 +67,7 @@ def study(tmp_path: Path) -> Callable[..., Path]:
     def write(**changes: Any) -> Path:
         path = tmp_path / "study.yaml"
         usual = {"schema": 1, "name": "t", "trainers": ["torch-ddp"], "models": ["cnn"], "batch": 8}
-        usual |= {"world_sizes": [1, 2, 3, 4], "repeats": {"min": 3, "max": 12, "until": "2%"}}
+        usual |= {"world_sizes": [1, 2, 3, 4], "repeats": {"max": 12, "until": "2%"}}
         path.write_text(yaml.safe_dump(usual | changes))
         return path
 
@@ -88,14 +88,14 @@ def test_repeats_are_added_where_the_interval_is_wide_and_nowhere_else(
         rounds.append(sorted({trial.repeat for trial in todo}))
         run_trials(todo, folder, launcher, ORIGIN, Silent())
     repeats = {size: sorted(repeat for ran, repeat in launcher.ran if ran == size) for size in (1, 2, 3, 4)}
-    assert repeats[1] == [0, 1, 2]
-    assert 4 < len(repeats[2]) < 12
+    assert repeats[1] == list(range(6))
+    assert 6 < len(repeats[2]) < 12
     assert repeats[3] == list(range(12))
     # What fails is not measured better by failing more often.
-    assert repeats[4] == [0, 1, 2]
+    assert repeats[4] == list(range(6))
     # All have the least before any gets more, and each gets one more at a time.
-    assert rounds[0] == [0, 1, 2]
-    assert rounds[1:] == [[repeat] for repeat in range(3, 12)]
+    assert rounds[0] == list(range(6))
+    assert rounds[1:] == [[repeat] for repeat in range(6, 12)]
 
 
 def test_a_stopped_run_goes_on_where_it_was(
@@ -107,19 +107,23 @@ def test_a_stopped_run_goes_on_where_it_was(
     folder.create("t")
     launcher = Planted(make_record, {2: SETTLES})
     run_trials(pending(trials, folder, ASKED)[:2], folder, launcher, ORIGIN, Silent())
-    assert [trial.repeat for trial in pending(trials, folder, ASKED)] == [2]
+    assert [trial.repeat for trial in pending(trials, folder, ASKED)] == [2, 3, 4, 5]
     run_trials(pending(trials, folder, ASKED), folder, launcher, ORIGIN, Silent())
-    assert [trial.repeat for trial in pending(trials, folder, ASKED)] == [3]
+    assert [trial.repeat for trial in pending(trials, folder, ASKED)] == [6]
 
 
 @pytest.mark.parametrize(
     ("repeats", "said"),
     [
-        ({"min": 1, "until": "2%"}, "an interval takes 2 repeats"),
-        ({"min": 5, "max": 4, "until": "2%"}, "max is no less than min"),
-        ({"min": 3}, "until"),
+        (
+            {"min": 5, "until": "2%"},
+            "repeats: min 5: an interval of 95 % takes six repeats; use 6 or more, or a fixed number of repeats",
+        ),
+        ({"min": 7, "max": 6, "until": "2%"}, "repeats: max 6 is less than min 7"),
+        ({"max": 4, "until": "2%"}, "repeats: max 4 is less than min 6"),
+        ({"min": 6}, "until"),
         ({"until": 2}, "is no percentage such as 2%"),
-        ({"until": "2%", "mim": 3}, "repeats.mim: no field 'mim'; did you mean 'min'?"),
+        ({"until": "2%", "mim": 6}, "repeats.mim: no field 'mim'; did you mean 'min'?"),
         ({"until": "0%"}, "until"),
         (0, "repeats"),
     ],
@@ -129,6 +133,17 @@ def test_what_makes_no_sense_is_named(study: Callable[..., Path], repeats: Any, 
         load_study(study(repeats=repeats))
     assert said in str(error.value)
     assert json.dumps(str(error.value)).count("\\n") == 0
+
+
+def test_a_study_has_as_many_repeats_as_an_interval_of_95_percent_takes(study: Callable[..., Path]) -> None:
+    path = study()
+    fields = yaml.safe_load(path.read_text())
+    del fields["repeats"]
+    path.write_text(yaml.safe_dump(fields))
+    assert load_study(path).repeats == 6
+    adaptive = load_study(study(repeats={"until": "2%"})).adaptive
+    assert adaptive is not None
+    assert (adaptive.min, adaptive.max) == (6, 10)
 
 
 def test_a_fixed_number_stays_what_it_was(study: Callable[..., Path]) -> None:

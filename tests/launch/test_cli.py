@@ -80,7 +80,7 @@ def broken(path: Path, field: str) -> None:
         (
             lambda path: broken(path, "environments: {torch-ddp: ../.venvs/torch/bin/python}\n#"),
             [],
-            "environments.torch-ddp: '../.venvs/torch/bin/python' is no program that can be run; `make envs` builds it",
+            "/.venvs/torch/bin/python; `make envs` builds it",
         ),
         (
             lambda path: broken(path, "environments: {torch-ddp: {image: x.sqsh, runtime: pyxis}}\n#"),

@@ -37,8 +37,8 @@ def test_every_trainer_is_swept_once_a_world_size_and_repeat_whatever_else_a_stu
     expected = [(t, n, r) for t in ("tf-multiworker", "torch-ddp") for n in (2, 4) for r in (0, 1)]
     assert trials_of(tmp_path, STUDY) == expected
     assert trials_of(tmp_path, STUDY + "scaling: strong\n") == expected
-    adaptive = STUDY.replace("repeats: 2", "repeats: {min: 2, max: 9, until: 2%}")
-    assert trials_of(tmp_path, adaptive) == expected
+    adaptive = STUDY.replace("repeats: 2", "repeats: {min: 7, max: 9, until: 2%}")
+    assert {repeat for _, _, repeat in trials_of(tmp_path, adaptive)} == set(range(7))
 
 
 def test_one_device_has_nobody_to_exchange_with(tmp_path: Path) -> None:

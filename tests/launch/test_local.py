@@ -11,7 +11,7 @@ import pytest
 from scalestudy.cluster.processors import Processor
 from scalestudy.launch.launcher import Exit
 from scalestudy.launch.local import LocalLauncher, environment, local_ranks
-from scalestudy.trainers.pinning import rank_cpus
+from scalestudy.trainers.pinning import RankGpu, rank_cpus
 from scalestudy.trainers.trial import Trial
 
 Launch = Callable[..., Exit]
@@ -121,4 +121,5 @@ def test_ranks_are_pinned_apart_and_to_the_same_cpus_at_every_world_size(make_tr
 
 def test_a_rank_is_pinned_beside_its_gpu(make_trial: Callable[..., Trial]) -> None:
     trial = make_trial(world_size=2, devices_per_node=2, threads_per_device=2, device="gpu")
-    assert [rank_cpus(trial, rank, HOST, (1, 0)) for rank in local_ranks(2)] == [(4, 5), (0, 1)]
+    gpus = [RankGpu("GPU-a", 1), RankGpu("GPU-b", 0)]
+    assert [rank_cpus(trial, rank, HOST, gpus) for rank in local_ranks(2)] == [(4, 5), (0, 1)]

@@ -81,6 +81,18 @@ def test_on_nodes_that_other_jobs_use_slurm_says_which_cpus_are_the_ranks(make_t
     assert "--cpus-per-task=6 --cpu-bind=cores" in shlex.join(options)
 
 
+@pytest.mark.parametrize(
+    ("alone", "rotate", "shown"), [(True, True, 8), (True, False, 2), (False, True, 2), (False, False, 2)]
+)
+def test_a_step_sees_all_gpus_of_whole_nodes_where_repeats_take_turns_on_them(
+    make_trial: MakeTrial, alone: bool, rotate: bool, shown: int
+) -> None:
+    trial = make_trial(world_size=2, device="gpu", rotate_devices=rotate)
+    assert f"--gres=gpu:{shown}" in step_options("12", ["a"], 2, trial, Path("/out"), alone=alone, gpus=8)
+    on_cpu = make_trial(world_size=2, rotate_devices=rotate)
+    assert "--gres=none" in step_options("12", ["a"], 2, on_cpu, Path("/out"), alone=alone, gpus=8)
+
+
 def test_every_rank_has_an_address_of_its_node_and_no_port_stands_twice() -> None:
     free = [[5, 6, 7], [5, 7, 8]]
     assert rank_addresses(["a", "b"], free, 3, per_node=2) == ["a:5", "a:6", "b:7"]

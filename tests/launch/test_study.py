@@ -96,9 +96,15 @@ def test_a_gpu_has_the_cores_of_its_share_of_the_node_however_few_gpus_a_study_u
 
 
 def test_a_trial_on_whole_cores_is_named_as_before_there_were_others(make_trial: MakeTrial) -> None:
-    before = make_trial().model_dump_json(by_alias=True, exclude={"sweep", "hyper_threads"})
+    before = make_trial().model_dump_json(by_alias=True, exclude={"sweep", "hyper_threads", "rotate_devices"})
     assert make_trial().id == hashlib.sha256(before.encode()).hexdigest()[:12]
     assert make_trial(hyper_threads=True).id != make_trial().id
+    assert make_trial(rotate_devices=False).id != make_trial().id
+
+
+def test_devices_are_rotated_unless_a_study_says_otherwise(write: Write) -> None:
+    assert {trial.rotate_devices for trial in trials(write())} == {True}
+    assert {trial.rotate_devices for trial in trials(write(rotate_devices=False))} == {False}
 
 
 def test_devices_of_a_node_that_are_used_decide_how_many_nodes_a_trial_takes(write: Write) -> None:

@@ -68,6 +68,10 @@ def test_an_ok_trial_whose_reports_do_not_fit_together_is_damaged(
     assert flaw(record.trial, (zero, nothing)) == "a rank timed no window"
     assert flaw(record.trial, (zero, halved)) == "the ranks timed different windows"
     assert flaw(record.trial, (zero, backwards)) == "rank 1 reported a window of 5 steps from 5.0 to 1.0"
+    same_gpu = [
+        report.model_copy(update={"rank": report.rank.model_copy(update={"devices": (3,)})}) for report in (zero, one)
+    ]
+    assert flaw(record.trial, same_gpu) == "2 ranks of node 0 took its GPU 3"
     assert flaw(record.trial, (zero, forgetful)) == "the ranks kept different numbers of losses or steps"
     torn = record.model_copy(update={"reports": (zero, halved)}).model_dump_json(by_alias=True)
     assert reason(tmp_path, torn) == "is damaged: the ranks timed different windows"

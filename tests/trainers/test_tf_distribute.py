@@ -112,6 +112,32 @@ def test_workers_with_gpus_are_connected_by_nccl_unless_the_study_says_otherwise
     assert (found.implementation.value, found.bytes_per_pack) == (hint, 7)
 
 
+@pytest.mark.parametrize(
+    ("trainer", "devices"), [("tf-multiworker", (5,)), ("tf-mirrored", (2, 3)), ("horovod-tf", (5,))]
+)
+def test_a_process_trains_on_the_gpus_that_it_was_given(
+    make_trial: Callable[..., Trial], monkeypatch: pytest.MonkeyPatch, trainer: str, devices: tuple[int, ...]
+) -> None:
+    class TakenError(Exception):
+        """Of what comes after, nothing can be done without a GPU."""
+
+    def grow(gpu: Any, enable: bool) -> None:
+        raise TakenError(gpu.name)
+
+    gpus = [tf.config.PhysicalDevice(f"gpu{index}", "GPU") for index in range(8)]
+    used: list[Any] = []
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda *_: gpus)
+    monkeypatch.setattr(tf.config, "set_visible_devices", lambda devices, _: used.extend(devices))
+    monkeypatch.setattr(tf.config.experimental, "set_memory_growth", grow)
+    # Threads are set before the first device is used, and another test has used one.
+    monkeypatch.setattr("scalestudy.trainers.tf_trainer.TfTrainer.__init__", lambda *_, **__: None)
+    trial = make_trial(trainer=trainer, device="gpu", world_size=len(devices))
+    [rank] = local_ranks(1)
+    with pytest.raises(TakenError, match=f"gpu{devices[0]}"):
+        TRAINERS[trainer].load()(trial, rank.model_copy(update={"devices": devices}))
+    assert used == [gpus[device] for device in devices]
+
+
 def test_the_usual_execution_is_what_keras_own_fit_does_on_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keras compiles by XLA on GPUs where nothing is distributed, and turns XLA off under tf.distribute."""
     gpu = tf.config.PhysicalDevice("/physical_device:GPU:0", "GPU")

@@ -22,6 +22,7 @@ from scalestudy.trainers.models import model_spec
 from scalestudy.trainers.options import DdpOptions
 from scalestudy.trainers.torch_data import _ImageFolder, batches
 from scalestudy.trainers.torch_ddp import TorchDdp
+from scalestudy.trainers.torch_trainer import TorchTrainer
 from scalestudy.trainers.trial import Data, Trial
 
 RANK = Rank(rank=0, world_size=1, local_rank=0, local_world_size=1, node_rank=0, host="here")
@@ -44,6 +45,19 @@ def start(make_trial: Callable[..., Trial], monkeypatch: pytest.MonkeyPatch) -> 
     yield start
     started[0].close()
     torch.set_num_threads(threads)
+
+
+def test_a_rank_trains_on_the_gpu_that_it_was_given(
+    make_trial: Callable[..., Trial], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+    monkeypatch.setattr("scalestudy.trainers.torch_trainer._check_precision", lambda *_: None)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", torch.backends.cudnn.benchmark)
+    threads = torch.get_num_threads()
+    TorchTrainer(make_trial(device="gpu"), RANK.model_copy(update={"devices": (5,)}))
+    torch.set_num_threads(threads)
+    assert taken == [torch.device("cuda", 5)]
 
 
 @pytest.mark.slow
