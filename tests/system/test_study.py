@@ -106,7 +106,9 @@ def test_a_study_of_every_trainer_leaves_whole_records_and_a_report(
     assert timed.busy.median() > 0.5
     assert results.device_busy.between(0.2, 1).all()
     # Every trainer knows where its time goes.
-    product = results[["compute_scaling", "load_balance", "communication", "input"]].prod(axis=1, skipna=False)
+    product = results[["compute_scaling", "load_balance", "waiting", "communication", "input", "unexplained"]].prod(
+        axis=1
+    )
     assert product.to_numpy() == pytest.approx(results.efficiency.to_numpy())
     for figure in ("waterfall", "overlap", "stragglers"):
         assert (tmp_path / "out" / "figures" / f"{figure}.png").exists()
