@@ -12,6 +12,7 @@ import pytest
 
 from scalestudy.cluster.rank import Rank, rank_environ
 from scalestudy.trainers import worker
+from scalestudy.trainers.devices import settled
 from scalestudy.trainers.record import CUT_SHORT, RankReport
 from scalestudy.trainers.trainer import TRAINERS
 from scalestudy.trainers.trial import Data, Measurement, Sweep, Trial
@@ -174,6 +175,22 @@ def test_doubtful_words_are_memory_where_the_allocator_refused_or_the_device_is_
     report = run_rank(device="gpu")
     assert report.error is not None
     assert report.error.kind == kind
+
+
+def test_the_memory_that_is_looked_at_is_that_of_the_gpu_that_the_rank_drives(
+    run_rank: Run, fake: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked_at: list[int] = []
+
+    def step(_: object) -> None:
+        raise RuntimeError("GET was unable to find an engine to execute this computation")
+
+    monkeypatch.setattr(worker, "placed", lambda trial, rank, _: settled(trial, rank, gpus=8))
+    monkeypatch.setattr(fake.FakeTrainer, "step", step)
+    monkeypatch.setattr(worker, "least_free_share", looked_at.extend)
+    report = run_rank(device="gpu", repeat=5)
+    assert looked_at == [5]
+    assert report.rank.devices == (5,)
 
 
 def test_a_rank_that_does_all_misses_nothing(run_rank: Run) -> None:
