@@ -36,7 +36,7 @@ from scalestudy.trainers.record import Record
 from scalestudy.trainers.trainer import TRAINERS
 
 Values = NDArray[np.float64]
-Outcome = Mapping[str, bool | float | None]
+Outcome = Mapping[str, bool | None]
 
 PROCESSES = 2
 # Of repeats, unless a cell says so.
@@ -332,7 +332,7 @@ _QUICK = {
     *("3 repeats", "6 repeats", "until 2%", "2 ranks", "8 ranks"),
     *("2 ahead", "16 ahead", "10 windows", "τ = 30 s", "up to 8"),
 }
-_FEWEST_PAGES = 4
+_FEWEST_PAGES = 3
 
 
 def _differences() -> Iterator[Cell]:
