@@ -129,9 +129,7 @@ def reports(trial: Trial, index: int, rng: np.random.Generator, *, sampled: bool
     memory = Memory(peak_resident_bytes=2**30)
     return tuple(
         RankReport(
-            rank=Rank(
-                rank=rank, world_size=RANKS, local_rank=rank, local_world_size=RANKS, node_rank=0, host="node"
-            ),
+            rank=Rank(rank=rank, world_size=RANKS, local_rank=rank, local_world_size=RANKS, node_rank=0, host="node"),
             pid=1000 + rank,
             # As many ranks whatever the world size, so that the records are of one size.
             replicas=each,
@@ -178,7 +176,7 @@ def reports(trial: Trial, index: int, rng: np.random.Generator, *, sampled: bool
 
 
 def timed(steps_s: Values, began_s: float) -> list[tuple[Window, ...]]:
-    """Return each rank's windows of `STEPS` steps, ranks × windows of step times; all begin when the slowest is done."""
+    """Return each rank's windows from step times, ranks × windows; all begin when the slowest is done."""
     seconds = STEPS * steps_s
     starts_s = began_s + np.concatenate([[0.0], np.cumsum(seconds.max(axis=0) + 0.001)])[:-1]
     return [
