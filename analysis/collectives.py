@@ -16,7 +16,7 @@ import pandas as pd
 from scipy.optimize import nnls
 
 from scalestudy.analysis import figures
-from scalestudy.analysis.canvas import save_png
+from scalestudy.analysis.canvas import as_svg
 from scalestudy.analysis.frames import read_records, trial_row
 from scalestudy.analysis.intervals import CONFIDENCE, median_intervals
 from scalestudy.analysis.laws import Values, resampled
@@ -44,10 +44,10 @@ def write(out: Path) -> Written:
     table.to_csv(out / "collectives.csv", index=False)
     table.to_parquet(out / "collectives.parquet", index=False)
     found = fits(table)
-    figure = out / "figures" / "collectives.png" if len(table) else None
+    figure = out / "figures" / "collectives.svg" if len(table) else None
     if figure:
         figure.parent.mkdir(exist_ok=True)
-        save_png(figures.collectives(points(table), found), figure)
+        figure.write_bytes(as_svg(figures.collectives(points(table), found)))
     return Written(fits=found, figure=figure, damaged=damaged)
 
 

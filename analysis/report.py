@@ -43,8 +43,11 @@ class Written:
     left_out: list[str]
 
 
-def write_report(out: Path, prices: Mapping[str, float] | None = None) -> Written:
+def write_report(out: Path, prices: Mapping[str, float] | None = None, *, png: bool = False) -> Written:
     """Analyse a study's folder; `prices` are fields of Costs that replace the study's own.
+
+    Figures are SVG, which the page holds too: text in it can be searched, and it is sharp at any size. `png` writes
+    them as PNG as well, for slides, which takes as long again.
 
     Raises ValueError where it holds no record.
     """
@@ -64,12 +67,12 @@ def write_report(out: Path, prices: Mapping[str, float] | None = None) -> Writte
     shown = metrics.most_measured(points, _MOST_PANELS) if len(points) else []
     fitted = laws.fits(_usual(trials[trials.workload.isin(shown)], points))
     drawn = {
-        name: _save(figure, out / "figures" / name)
+        name: _save(figure, out / "figures" / name, png=png)
         for name, figure in _draw(found, _of(made, shown), fitted, out / "trials").items()
     }
     if len(swept):
         figure = figures.collectives(collectives.points(swept), collectives.fits(swept))
-        drawn["collectives"] = _save(figure, out / "figures" / "collectives")
+        drawn["collectives"] = _save(figure, out / "figures" / "collectives", png=png)
     html = out / "report.html"
     costs = facts.costs.model_copy(update=dict(prices or {}))
     said = answer.headline(points, made.comparisons, made.compilation) if len(points) else []
@@ -199,13 +202,15 @@ class Facts:
         self.environment.setdefault(subject, {})[value] = None
 
 
-def _save(figure: Figure, path: Path) -> str:
-    """Write PATH.png and PATH.svg; return the latter as a data URI."""
-    save_png(figure, path.with_suffix(".png"))
-    # The layout is found and costs as much as the drawing.
-    figure.set_layout_engine("none")
+def _save(figure: Figure, path: Path, *, png: bool) -> str:
+    """Write PATH.svg, and PATH.png if asked to; return the former as a data URI."""
     image = as_svg(figure)
     path.with_suffix(".svg").write_bytes(image)
+    if png:
+        save_png(figure, path.with_suffix(".png"))
+    else:
+        # That of an earlier report would show other numbers.
+        path.with_suffix(".png").unlink(missing_ok=True)
     return _uri(image)
 
 

@@ -273,12 +273,13 @@ def report(
     carbon_g_per_kwh: Annotated[
         float | None, typer.Option(help="Instead of the study's costs.carbon_g_per_kwh.", min=0, show_default=False)
     ] = None,
+    png: Annotated[bool, typer.Option("--png", help="Write the plots as PNG too, not as SVG alone.")] = False,
 ) -> None:
     """Write tables, plots, report.html, results.parquet and results.csv from a study's records."""
     prices = {"price_per_device_hour": price_per_device_hour, "carbon_g_per_kwh": carbon_g_per_kwh}
     given = {name: value for name, value in prices.items() if value is not None}
     console = _console()
-    _write_report(console, _existing(console, out), given)
+    _write_report(console, _existing(console, out), given, png=png)
 
 
 @app.command()
@@ -575,12 +576,14 @@ def _list_points(trials: "list[Trial]", folder: "StudyFolder") -> None:
     print("\n".join(map(_printable, lines)))
 
 
-def _write_report(console: "Console", folder: "StudyFolder", prices: Mapping[str, float] | None = None) -> None:
+def _write_report(
+    console: "Console", folder: "StudyFolder", prices: Mapping[str, float] | None = None, *, png: bool = False
+) -> None:
     from scalestudy.analysis.report import write_report
     from scalestudy.launch.errors import InputError
 
     try:
-        written = write_report(folder.path, prices)
+        written = write_report(folder.path, prices, png=png)
     except ValueError as error:
         raise InputError(str(error)) from None
     for damaged in written.damaged:

@@ -1,11 +1,13 @@
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 
 from scalestudy.analysis import figures
+from scalestudy.analysis.canvas import Figure
 from scalestudy.analysis.report import write_report
 from scalestudy.launch.folder import StudyFolder
 from scalestudy.trainers.options import DdpOptions
@@ -59,11 +61,28 @@ def test_the_tables_others_read_agree(out: Path) -> None:
     )
 
 
-def test_every_figure_is_written_as_png_and_svg(out: Path) -> None:
+def test_every_figure_is_drawn_once_as_svg(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Figure] = []
+    savefig = Figure.savefig
+
+    def counted(self: Figure, *args: Any, **options: Any) -> None:
+        drawn.append(self)
+        savefig(self, *args, **options)
+
+    monkeypatch.setattr(Figure, "savefig", counted)
     write_report(out)
+    names = {path.name for path in (out / "figures").iterdir()}
+    expected = {"efficiency", "throughput_per_device", "speedup", "step_time", "memory", "set_up", "loss_curves"}
+    assert names == {f"{name}.svg" for name in expected}
+    assert len(drawn) == len(set(map(id, drawn))) == len(expected)
+
+
+def test_png_is_written_where_it_is_asked_for_and_an_older_one_does_not_stay(out: Path) -> None:
+    write_report(out, png=True)
     names = {path.stem for path in (out / "figures").glob("*.png")}
     assert names == {path.stem for path in (out / "figures").glob("*.svg")}
-    assert names == {"efficiency", "throughput_per_device", "speedup", "step_time", "memory", "set_up", "loss_curves"}
+    write_report(out)
+    assert not list((out / "figures").glob("*.png"))
 
 
 def test_ways_to_run_a_trainer_have_figures_of_their_own(
@@ -76,7 +95,7 @@ def test_ways_to_run_a_trainer_have_figures_of_their_own(
         trial = make_trial(trainer="torch-ddp", world_size=2, data=DIGITS, **change)
         folder.finish(folder.begin(trial), make_record(trial, 0.1))
     html = write_report(out).html.read_text()
-    assert {"ways", "compilation"} <= {path.stem for path in (out / "figures").glob("*.png")}
+    assert {"ways", "compilation"} <= {path.stem for path in (out / "figures").glob("*.svg")}
     assert "torch-ddp bucket_cap_mb=8" in html
     # Eleven series: more than lines can be told apart, and the report says what it left out of them.
     assert "drawn in its usual one" in html

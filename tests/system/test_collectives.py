@@ -42,7 +42,7 @@ def test_every_trainers_own_all_reduce_is_swept_and_right(write_study: Callable[
     table = pd.read_csv(out / "collectives.csv")
     assert len(table) == 5 * len(TRAINERS)
     assert (table.time_s > 0).all()
-    assert (out / "figures" / "collectives.png").exists()
+    assert (out / "figures" / "collectives.svg").exists()
     # A second time there is nothing left to do.
     again = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert "0 to run" in again.stdout

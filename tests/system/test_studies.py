@@ -60,8 +60,8 @@ def test_modes_in_small(write_study: WriteStudy, records: Records, tmp_path: Pat
     run(write_study(**study | {"precision": "bf16", "execution": {}}), tmp_path / "bf16")
     found |= series(records(tmp_path / "bf16"))
     assert len(found) == 2 + 2 + 3 + 3 + 4
-    assert (tmp_path / "out" / "figures" / "compilation.png").exists()
-    assert (tmp_path / "out" / "figures" / "ways.png").exists()
+    assert (tmp_path / "out" / "figures" / "compilation.svg").exists()
+    assert (tmp_path / "out" / "figures" / "ways.svg").exists()
     for trainer in ("torch-ddp", "horovod-torch"):
         usual, compiled = (found[f"{name} fp32"].reports[0] for name in (trainer, f"{trainer} compiled"))
         # Seconds, not tens of milliseconds: no cache that the other trial has filled hides what compiling costs.
@@ -73,7 +73,7 @@ def test_tuning_in_small(write_study: WriteStudy, records: Records, tmp_path: Pa
     found = series(records(tmp_path / "out"))
     assert len(found) == 2 * 2 + 2 * 2 + 2 * 2 + 2
     assert "torch-ddp bucket_cap_mb=100 communication_hook=fp16 fp32" in found
-    assert (tmp_path / "out" / "figures" / "ways.png").exists()
+    assert (tmp_path / "out" / "figures" / "ways.svg").exists()
     for name, expected in {
         "horovod-torch fusion_threshold_mb=16 cycle_time_ms=5 fp32": (str(16 * 2**20), "5.0"),
         "horovod-torch fp32": (None, None),

@@ -111,7 +111,7 @@ def test_a_study_of_every_trainer_leaves_whole_records_and_a_report(
     )
     assert product.to_numpy() == pytest.approx(results.efficiency.to_numpy())
     for figure in ("waterfall", "overlap", "stragglers"):
-        assert (tmp_path / "out" / "figures" / f"{figure}.png").exists()
+        assert (tmp_path / "out" / "figures" / f"{figure}.svg").exists()
     assert (tmp_path / "out" / "report.html").stat().st_size > 100_000
 
 
