@@ -40,7 +40,7 @@ def test_a_repeat_that_was_slow_for_all_costs_nothing() -> None:
     below = series(100 * slow)
     above = series([103, 102, 103, 104, 103, 103] * slow)
     assert difference(above, below).p_value < 0.001
-    assert difference(above.set_axis(range(10, 16)), below).p_value > 0.5
+    assert difference(above, below, paired=False).p_value > 0.5
 
 
 @pytest.mark.parametrize("repeats", [2, 3, 4, 5])
