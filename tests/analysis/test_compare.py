@@ -173,6 +173,11 @@ def sample(log_throughputs: NDArray[np.float64]) -> pd.DataFrame:
     return rows.assign(**dict.fromkeys(MATCH, "x")).assign(world_size=np.repeat(np.arange(points), repeats))
 
 
+def sides(rng: np.random.Generator, spread: float, points: int, new: float = 1.0) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return a base and a new one that is `new` times as fast: six repeats of so many points."""
+    return sample(rng.normal(0, spread, (points, 6))), sample(rng.normal(np.log(new), spread, (points, 6)))
+
+
 def test_one_repeat_shows_nothing() -> None:
     [row] = changes(sample(np.log([[100.0]])), sample(np.log([[50.0]])), 0.03).itertuples()
     assert (row.verdict, row.gate, row.ratio) == (ALIKE, UNCLEAR, pytest.approx(0.5))
@@ -181,7 +186,7 @@ def test_one_repeat_shows_nothing() -> None:
 def test_forty_points_of_the_same_are_rarely_called_worse() -> None:
     rng = np.random.default_rng(0)
     tries = 40
-    pages = [changes(*(sample(rng.normal(0, 0.015, (40, 6))) for _ in range(2)), 0.0) for _ in range(tries)]
+    pages = [changes(*sides(rng, 0.015, 40), 0.0) for _ in range(tries)]
     # Of 40 tries with 5 % false ones, more than 7 are called worse in one of a thousand.
     assert sum((page.gate == REGRESSED).any() for page in pages) <= 7
     assert sum((page.verdict != ALIKE).any() for page in pages) <= 7
@@ -189,7 +194,7 @@ def test_forty_points_of_the_same_are_rarely_called_worse() -> None:
 
 def test_a_loss_within_the_tolerance_rarely_fails() -> None:
     rng = np.random.default_rng(0)
-    page = changes(*(sample(rng.normal(np.log(speed), 0.01, (300, 6))) for speed in (1, 0.971)), 0.03)
+    page = changes(*sides(rng, 0.01, 300, new=0.971), 0.03)
     # Each point as if it were the only one: 2.5 % are expected, 18 of 300 and more come once in a thousand tries.
     assert ((page.p_past <= 0.05) & (page.ratio < 0.97)).sum() < 18
     # Nor does it pass: a loss of nearly 3 % is not shown to be less.
@@ -198,10 +203,10 @@ def test_a_loss_within_the_tolerance_rarely_fails() -> None:
 
 def test_a_clear_loss_is_a_regression_and_none_passes() -> None:
     rng = np.random.default_rng(0)
-    page = changes(*(sample(rng.normal(np.log(speed), 0.005, (10, 6))) for speed in (1, 0.94)), 0.03)
+    page = changes(*sides(rng, 0.005, 10, new=0.94), 0.03)
     assert set(page.gate) == {REGRESSED}
     assert set(page.verdict) == {SLOWER}
-    page = changes(*(sample(rng.normal(0, 0.003, (10, 6))) for _ in range(2)), 0.03)
+    page = changes(*sides(rng, 0.003, 10), 0.03)
     assert set(page.gate) == {HELD}
 
 
@@ -215,23 +220,18 @@ def test_what_slowed_a_repeat_of_both_cancels_where_they_were_measured_in_turns(
 
 def test_days_of_the_base_put_what_a_day_changes_into_the_intervals() -> None:
     rng = np.random.default_rng(0)
-
-    def day() -> pd.DataFrame:
-        return sample(rng.normal(0, 0.015) + rng.normal(0, 0.005, (1, 6)))
-
-    told, known = [], []
-    for _ in range(100):
-        base, new, *again = (day() for _ in range(4))
-        told.append(changes(base, new, 0.03).verdict.item() != ALIKE)
-        known.append(changes(base, new, 0.03, again=again).verdict.item() != ALIKE)
-    assert np.mean(told) > 0.5
-    # Of 100 tries with 5 % false ones, more than 13 are called different in one of a thousand.
-    assert np.sum(known) <= 13
+    # 200 points, each with days of its own.
+    base, new, *again = (sample(rng.normal(0, 0.015, (200, 1)) + rng.normal(0, 0.005, (200, 6))) for _ in range(4))
+    found = changes(base, new, 0.03)
+    assert (found.p_value <= 0.05).mean() > 0.5
+    for days in (again[:1], again):
+        # Of 200 with 5 % false ones, more than 20 are called different in one of a thousand.
+        assert (changes(base, new, 0.03, again=days).p_value <= 0.05).sum() <= 20
 
 
 def test_the_smallest_loss_that_was_to_be_found_and_the_repeats_that_would_find_the_tolerance() -> None:
     rng = np.random.default_rng(0)
-    points = changes(*(sample(rng.normal(0, 0.02, (200, 6))) for _ in range(2)), 0.03)
+    points = changes(*sides(rng, 0.02, 200), 0.03)
     # t of ten degrees: (2.228 + 0.879) × 2 % × sqrt(2 / 6) = 3.6 %.
     assert points.detectable.median() == pytest.approx(0.0352, abs=0.002)
     # (2.12 + 0.865) × 2 % × sqrt(2 / 8.0) = 2.99 %: of 3.05 % in logs.
