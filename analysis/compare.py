@@ -267,8 +267,8 @@ def _gates(found: Comparison) -> Iterator[str]:
 def _would_tell(unclear: pd.DataFrame, found: Comparison) -> str:
     """Say of the least certain point which loss could have been seen, and what would see the tolerance."""
     fewest = int(unclear[["base_repeats", "new_repeats"]].min().min())
-    if fewest < 2:
-        return f"A point was measured once: measure it {intervals.FEWEST_REPEATS} times."
+    if fewest < 3:
+        return f"A point has {_count(fewest, 'repeat')}: measure it {intervals.FEWEST_REPEATS} times."
     row = unclear.loc[unclear.detectable.idxmax()]
     seen = (
         f"On {_count(row.world_size, 'device')} for {row.series}, four times in five, a loss of {row.detectable:.1%} "

@@ -30,7 +30,7 @@ class Difference(NamedTuple):
     """above / below: the geometric mean of ratios, its 95 % interval, and the p-value of "there is no difference".
 
     pairs: of how many repeats, 0 where they do not pair. standard_error is of the log ratio, with its degrees of
-    freedom. All but ratio and pairs are NaN where either was measured once.
+    freedom. All but ratio and pairs are NaN where either was measured once, and the interval where one was twice.
     """
 
     ratio: float
@@ -53,11 +53,14 @@ def difference(above: pd.Series, below: pd.Series, null: float = 1.0, *, paired:
     logs = paired_log_ratio(above, below) if paired else np.empty(0)
     pairs = len(logs)
     if pairs < 2 or (pairs < FEWEST_REPEATS and pairs < max(len(above), len(below))):
-        return _unpaired(np.log(above.to_numpy(np.float64)), np.log(below.to_numpy(np.float64)), np.log(null))
-    standard_error = float(logs.std(ddof=1)) / np.sqrt(pairs)
-    found = _student(float(logs.mean()), standard_error, pairs - 1, np.log(null))
-    exact = pairs < FEWEST_REPEATS
-    return found._replace(pairs=pairs, p_value=_sign_flips(logs - np.log(null)) if exact else found.p_value)
+        found = _unpaired(np.log(above.to_numpy(np.float64)), np.log(below.to_numpy(np.float64)), np.log(null))
+    else:
+        standard_error = float(logs.std(ddof=1)) / np.sqrt(pairs)
+        found = _student(float(logs.mean()), standard_error, pairs - 1, np.log(null))._replace(pairs=pairs)
+        if pairs < FEWEST_REPEATS:
+            found = found._replace(p_value=_sign_flips(logs - np.log(null)))
+    # Of two it reaches from next to nothing to thousands.
+    return found._replace(low=np.nan, high=np.nan) if min(len(above), len(below)) < 3 else found
 
 
 def paired_log_ratio(above: pd.Series, below: pd.Series) -> NDArray[np.float64]:

@@ -50,10 +50,12 @@ def test_fewer_than_six_pairs_can_never_show_a_difference(repeats: int) -> None:
     assert found.p_value == 2 / 2**repeats > 0.05
 
 
-def test_of_a_single_repeat_there_is_the_ratio_alone() -> None:
+def test_of_one_repeat_or_two_there_is_no_interval() -> None:
     found = difference(series([200.0]), series([100.0]))
     assert found.ratio == pytest.approx(2)
     assert np.isnan([found.low, found.high, found.p_value]).all()
+    found = difference(series([200.0, 202]), series([100.0, 100]))
+    assert np.isnan([found.low, found.high]).all()
 
 
 def test_repeats_that_do_not_pair_are_compared_as_two_samples() -> None:
