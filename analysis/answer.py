@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 
 from scalestudy.analysis.causes import CAUSES, CLOSURE_TOLERANCE
-from scalestudy.analysis.intervals import FEWEST_REPEATS
+from scalestudy.analysis.intervals import FEWEST_REPEATS, coverage, level, ratio_coverage
 from scalestudy.analysis.metrics import WORK
 from scalestudy.analysis.shares import ratio, share
 
@@ -212,7 +212,7 @@ def _slowest(row: Any) -> Iterator[str]:
 
 
 def _between(row: Any, cause: str) -> str:
-    return f"95 % interval {row[f'{cause}_low']:.0%}–{row[f'{cause}_high']:.0%}"
+    return f"{level(coverage(row.repeats))} interval {row[f'{cause}_low']:.0%}–{row[f'{cause}_high']:.0%}"
 
 
 def _pays(here: pd.DataFrame) -> Iterator[str]:
@@ -246,7 +246,7 @@ def _share(row: Any) -> str:
     if pd.isna(row.efficiency_low):
         return f"{ratio(row.efficiency)[0]} (measured once, no interval)"
     value, interval = ratio(row.efficiency, row.efficiency_low, row.efficiency_high)
-    return f"{value} (95 % interval {interval})"
+    return f"{value} ({level(ratio_coverage(row.repeats))} interval {interval})"
 
 
 def devices(count: int) -> str:

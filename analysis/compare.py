@@ -1,15 +1,16 @@
 """Two result folders against each other: what differs between their environments, and what got faster or slower."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.stats import fisher_exact
 
-from scalestudy.analysis import figures, intervals, metrics
+from scalestudy.analysis import differences, figures, intervals, metrics
 from scalestudy.analysis.fairness import guarded
 from scalestudy.analysis.report import Facts, as_image, page, read_study
 from scalestudy.trainers.files import DamagedError
@@ -18,8 +19,14 @@ from scalestudy.trainers.files import DamagedError
 MATCH = ["workload", "scaling", "device", "trainer", "execution", "options", "series", "world_size"]
 # What Markdown, or GitHub's of it, would take for markup; within a word `_` is itself.
 _MARKS = re.compile(r"[\\`*<>\[\]|$~&]|(?<!\w)_|_(?!\w)")
-_MOST_DAMAGED = 5
+_MOST_NAMED = 5
+_SIDES = ("new", "base")
 SLOWER, FASTER, ALIKE = "slower", "faster", "no difference shown"
+REGRESSED, HELD, UNCLEAR = "regressed", "held", "unclear"
+_MEASURED = [
+    *("base", "new", "base_repeats", "new_repeats", "ratio", "ratio_low", "ratio_high"),
+    *("p_value", "p_past", "detectable", "repeats_needed"),
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,9 +34,10 @@ class Comparison:
     """NEW against BASE.
 
     environment: what differs, by subject, of both. unlike: what is not compared, not being the same work. points: a row
-    a point that both have measured, see `changes`.
-    base_only, new_only: points that the other has not; lost: those that it tried, and every trial failed. damaged: the
-    records of both that cannot be read, with the reason.
+    a point that both have measured, see `changes`. tried: a row a point that both tried, with base_failed, base_tried,
+    new_failed, new_tried. base_only, new_only: points that the other has not; lost: those that it tried, and every
+    trial failed. damaged: the records of both that cannot be read, with the reason. interleaved: whether both were
+    measured in turns, repeat by repeat; days: on how many days the base was.
     """
 
     base: Path
@@ -38,73 +46,136 @@ class Comparison:
     environment: Mapping[str, tuple[str, str]]
     unlike: list[str]
     points: pd.DataFrame
+    tried: pd.DataFrame
     lost: pd.DataFrame
     base_only: pd.DataFrame
     new_only: pd.DataFrame
     damaged: Sequence[DamagedError] = ()
-
-    @property
-    def regressions(self) -> pd.DataFrame:
-        """Points that are shown to be slower, by more than the tolerance."""
-        return self.points[(self.points.verdict == SLOWER) & (self.points.ratio < 1 - self.tolerance)]
+    interleaved: bool = False
+    days: int = 1
 
     @property
     def regressed(self) -> bool:
-        """Whether anything got worse: slower past the tolerance, or failed."""
-        return len(self.regressions) > 0 or len(self.lost) > 0
+        """Whether anything is shown to be worse: slower past the tolerance, failing more often, failed, or missing."""
+        missing = len(self.base_only) > 0 and len(self.points) > 0
+        return bool((self.points.gate == REGRESSED).any()) or self.fails_more or len(self.lost) > 0 or missing
+
+    @property
+    def unclear(self) -> bool:
+        """Whether it cannot be told if anything is worse."""
+        return self.points.empty or bool((self.points.gate == UNCLEAR).any()) or len(self.failing) > 0
+
+    @property
+    def failing(self) -> pd.DataFrame:
+        """Points of which a larger share of trials failed in the new one."""
+        return self.tried[self.tried.new_failed / self.tried.new_tried > self.tried.base_failed / self.tried.base_tried]
+
+    @property
+    def fails_more(self) -> bool:
+        """Whether more trials fail than chance explains, over all points that both tried (Fisher's exact test)."""
+        counts = self.tried[["base_failed", "base_tried", "new_failed", "new_tried"]].sum()
+        table = [[counts[f"{side}_failed"], counts[f"{side}_tried"] - counts[f"{side}_failed"]] for side in _SIDES]
+        return bool(fisher_exact(np.array(table), alternative="greater").pvalue <= 1 - intervals.CONFIDENCE)
 
 
-def compare(base: Path, new: Path, tolerance: float) -> Comparison:
-    """Match two folders point by point; raises ValueError where one of them holds no record."""
-    (base_facts, base_trials, base_damaged), (new_facts, new_trials, new_damaged) = map(_read, (base, new))
+def compare(base: Path, new: Path, tolerance: float, base_again: Sequence[Path] = ()) -> Comparison:
+    """Match two folders point by point; raises ValueError where one of them holds no record.
+
+    `base_again` is the base measured on other days: what a day changes is then in the intervals.
+    """
+    read = [_read(out) for out in (base, new, *base_again)]
+    (base_facts, *_), (new_facts, *_), *_ = read
+    sides = ["base", "new", *(f"again {number}" for number in range(len(base_again)))]
     together, unlike = guarded(
-        pd.concat([base_trials.assign(side="base"), new_trials.assign(side="new")], ignore_index=True)
+        pd.concat(
+            [trials.assign(side=side) for side, (_, trials, _) in zip(sides, read, strict=True)], ignore_index=True
+        )
     )
-    base_trials, new_trials = (together[together.side == side] for side in ("base", "new"))
+    base_trials, new_trials, *again = (together[together.side == side] for side in sides)
     there, here = (trials[trials.throughput_images_per_s.notna()] for trials in (base_trials, new_trials))
     base_keys, new_keys = (_points_of(trials) for trials in (there, here))
     missing = _only(base_keys, new_keys)
+    same_host = base_facts.environment.get("host") == new_facts.environment.get("host")
+    in_turns = same_host and interleaved(base_trials, new_trials) and not again
     return Comparison(
         base=base,
         new=new,
         tolerance=tolerance,
         environment=_differences(base_facts, new_facts),
         unlike=unlike,
-        points=changes(there, here),
+        points=changes(there, here, tolerance, paired=in_turns, again=again),
+        tried=_tried(base_trials, new_trials),
         lost=missing.merge(_points_of(new_trials), on=MATCH),
         base_only=_only(missing, _points_of(new_trials)),
         new_only=_only(new_keys, base_keys),
-        damaged=[*base_damaged, *new_damaged],
+        damaged=[error for _, _, damaged in read for error in damaged],
+        interleaved=in_turns,
+        days=1 + len(again),
     )
 
 
-def changes(base: pd.DataFrame, new: pd.DataFrame) -> pd.DataFrame:
-    """Return a row a point that both measured: base and new (median images/s), ratio new / base, and a verdict.
+def interleaved(base: pd.DataFrame, new: pd.DataFrame) -> bool:
+    """Return whether two sides were measured in turns: every repeat of both before the next one of either."""
+    started = pd.concat([base, new]).groupby("repeat", sort=True).started_at.agg(["min", "max"])
+    return bool((started["max"].iloc[:-1].to_numpy() < started["min"].iloc[1:].to_numpy()).all())
 
-    ratio_low and ratio_high are its 95 % bootstrap interval. The
-    verdict is `no difference shown` where the two throughputs' own intervals overlap, and where either was measured
-    once.
+
+def changes(
+    base: pd.DataFrame,
+    new: pd.DataFrame,
+    tolerance: float,
+    *,
+    paired: bool = False,
+    again: Sequence[pd.DataFrame] = (),
+) -> pd.DataFrame:
+    """Return a row a point that both measured: base and new (median images/s), and new / base as a `Difference`.
+
+    verdict: slower or faster where that is shown, see `differences.judged`; of a tolerance below 1 %, past it. gate:
+    regressed where the ratio is shown to lie below 1 - tolerance, by Holm over the points; held where its interval lies
+    above, from six repeats on; else unclear. detectable: the smallest loss that would be found four times in five;
+    repeats_needed: how many would find the tolerance so.
     """
-    by_point = [
-        {key: group.to_numpy() for key, group in trials.groupby(MATCH, sort=True).throughput_images_per_s}
-        for trials in (base, new)
-    ]
-    keys = [key for key in by_point[0] if key in by_point[1]]
-    before, after = ([samples[key] for key in keys] for samples in by_point)
-    before_low, before_high = intervals.median_intervals(before)
-    after_low, after_high = intervals.median_intervals(after)
-    ratio_low, ratio_high = intervals.ratio_intervals(after, before)
-    medians = [[float(np.median(sample)) for sample in samples] for samples in (before, after)]
-    found = pd.DataFrame(keys, columns=MATCH).assign(
-        base=medians[0],
-        new=medians[1],
-        base_repeats=[len(sample) for sample in before],
-        new_repeats=[len(sample) for sample in after],
-        ratio_low=ratio_low,
-        ratio_high=ratio_high,
+    before, after = (differences.by_repeat(trials, MATCH) for trials in (base, new))
+    others = [differences.by_repeat(trials, MATCH) for trials in again]
+    keys = [key for key in before if key in after]
+    rows = []
+    for key in keys:
+        days = [before[key], *(other[key] for other in others if key in other)]
+        found, past = (
+            differences.day_difference(after[key], days, null)
+            if len(days) > 1
+            else differences.difference(after[key], days[0], null, paired=paired)
+            for null in (1.0, 1 - tolerance)
+        )
+        repeats = (len(before[key]), len(after[key]))
+        needed = differences.repeats_to_find(found, min(repeats), tolerance) if len(days) == 1 else None
+        rows.append(
+            {
+                "base": np.median(before[key]),
+                "new": np.median(after[key]),
+                "base_repeats": repeats[0],
+                "new_repeats": repeats[1],
+                "ratio": found.ratio,
+                "ratio_low": found.low,
+                "ratio_high": found.high,
+                "p_value": found.p_value,
+                "p_past": past.p_value,
+                "detectable": differences.detectable(found.standard_error, found.degrees),
+                "repeats_needed": np.nan if needed is None else needed,
+            }
+        )
+    points = pd.DataFrame(keys, columns=MATCH).join(pd.DataFrame(rows, columns=_MEASURED))
+    [points] = differences.judged(points, least=min(differences.LEAST_DIFFERENCE, tolerance))
+    sure = differences.holm(points.p_past.to_numpy(np.float64)) <= 1 - intervals.CONFIDENCE
+    enough = points[["base_repeats", "new_repeats"]].min(axis=1) >= intervals.FEWEST_REPEATS
+    return points.assign(
+        verdict=np.select([points.shown & (points.ratio > 1), points.shown], [FASTER, SLOWER], ALIKE),
+        gate=np.select(
+            [sure & (points.ratio < 1 - tolerance), enough & (points.ratio_low > 1 - tolerance)],
+            [REGRESSED, HELD],
+            UNCLEAR,
+        ),
     )
-    verdict = np.select([after_low > before_high, after_high < before_low], [FASTER, SLOWER], ALIKE)
-    return found.assign(ratio=found.new / found.base, verdict=verdict)
 
 
 def markdown(found: Comparison) -> str:
@@ -144,40 +215,84 @@ def html(found: Comparison) -> str:
 def summary(found: Comparison) -> list[str]:
     """Return in sentences what got faster, what slower, and of what nothing is shown."""
     said = list(found.unlike)
-    said += [f"A record cannot be read and is left out: {error}." for error in found.damaged[:_MOST_DAMAGED]]
-    if len(found.damaged) > _MOST_DAMAGED:
-        said.append(f"{len(found.damaged) - _MOST_DAMAGED} more cannot be read.")
+    said += [f"A record cannot be read and is left out: {error}." for error in found.damaged[:_MOST_NAMED]]
+    if len(found.damaged) > _MOST_NAMED:
+        said.append(f"{len(found.damaged) - _MOST_NAMED} more cannot be read.")
     for verdict, did in ((SLOWER, "lost"), (FASTER, "gained")):
         rows = found.points[found.points.verdict == verdict]
         if len(rows):
             furthest = rows.loc[(rows.ratio - 1).abs().idxmax()]
             said.append(
-                f"{len(rows)} of {_count(len(found.points), 'point')} {'is' if len(rows) == 1 else 'are'} {verdict}; "
+                f"{len(rows)} of {_count(len(found.points), 'point')} {_is(len(rows))} {verdict}; "
                 f"{furthest.series} on {_count(furthest.world_size, 'device')} {did} most: "
                 f"{_change(furthest.ratio)} ({furthest.workload})."
             )
     alike = int((found.points.verdict == ALIKE).sum())
     if alike:
-        said.append(
-            f"Of {_count(alike, 'point')} no difference is shown: the intervals overlap, or one was measured once."
+        said.append(f"Of {_count(alike, 'point')} no difference is shown.")
+    return [*said, *_gates(found), *_days(found)]
+
+
+def _gates(found: Comparison) -> Iterator[str]:
+    """Say what the exit code says, and why."""
+    for row in found.failing.head(_MOST_NAMED).itertuples():
+        yield (
+            f"{row.series} on {_count(row.world_size, 'device')}: {row.new_failed} of {_count(row.new_tried, 'trial')} "
+            f"failed, in the base {row.base_failed} of {row.base_tried} ({row.workload})."
         )
+    if len(found.failing) > _MOST_NAMED:
+        yield f"Of {_count(len(found.failing) - _MOST_NAMED, 'more point')} more trials failed than in the base."
+    if len(found.failing) and not found.fails_more:
+        yield "Whether more trials fail now cannot be told: so few can fail by chance."
     if len(found.lost):
-        said.append(f"{_count(len(found.lost), 'point')} that the base measured failed in every trial of the new one.")
+        yield f"{_count(len(found.lost), 'point')} that the base measured failed in every trial of the new one."
     if found.points.empty:
-        said.append("They have no point in common that both measured: nothing can be compared.")
-    fewest = found.points[["base_repeats", "new_repeats"]].min().min()
-    if fewest < intervals.FEWEST_REPEATS:
-        said.append(
-            f"The smallest point has {_count(int(fewest), 'repeat')}, whose interval holds the true median "
-            f"{intervals.coverage(fewest):.0%} of the time, not 95 %; {intervals.FEWEST_REPEATS} or more reach that."
+        yield "They have no point in common that both measured: nothing can be compared."
+        return
+    if len(found.base_only):
+        yield f"{_count(len(found.base_only), 'point')} of the base {_is(len(found.base_only))} missing in the new one."
+    past, unclear = (found.points[found.points.gate == gate] for gate in (REGRESSED, UNCLEAR))
+    tolerance = f"the tolerance of {found.tolerance:.1%}"
+    if len(past):
+        yield f"{_count(len(past), 'point')} {_is(len(past))} slower by more than {tolerance}."
+    if len(unclear):
+        yield (
+            f"Whether {_count(len(unclear), 'point')} lost more than {tolerance} cannot be told. "
+            f"{_would_tell(unclear, found)}"
         )
-    past = len(found.regressions)
-    said.append(
-        f"{_count(past, 'point')} slower by more than the tolerance of {found.tolerance:.1%}."
-        if past
-        else f"Nothing is shown to be slower by more than the tolerance of {found.tolerance:.1%}."
+    if not found.regressed and not found.unclear:
+        yield f"No point lost more than {tolerance}: every interval lies above that."
+
+
+def _would_tell(unclear: pd.DataFrame, found: Comparison) -> str:
+    """Say of the least certain point which loss could have been seen, and what would see the tolerance."""
+    fewest = int(unclear[["base_repeats", "new_repeats"]].min().min())
+    if fewest < 3:
+        return f"A point has {_count(fewest, 'repeat')}: measure it {intervals.FEWEST_REPEATS} times."
+    row = unclear.loc[unclear.detectable.idxmax()]
+    seen = (
+        f"On {_count(row.world_size, 'device')} for {row.series}, four times in five, a loss of {row.detectable:.1%} "
+        "would have been found"
     )
-    return said
+    if found.days > 1:
+        return f"{seen}; more days of the base would find less."
+    if not found.tolerance:
+        return f"{seen}; no number of repeats finds any loss at all: give a --tolerance."
+    if np.isnan(row.repeats_needed):
+        return f"{seen}; for {found.tolerance:.1%} not even a thousand repeats would do."
+    return f"{seen}; for {found.tolerance:.1%} it takes {row.repeats_needed:.0f} repeats of both."
+
+
+def _days(found: Comparison) -> Iterator[str]:
+    """Say whether what a day or a host changes is in the intervals."""
+    if found.days > 1:
+        yield f"The base was measured on {found.days} days: what a day changes is in the intervals."
+    elif not found.interleaved:
+        yield (
+            "The two were measured one after the other: what another day or host changes is not in the intervals. "
+            "Measure both in turns with `scalestudy compare --again BASE.yaml NEW.yaml`, or give the base measured on "
+            "more days with --base-again."
+        )
 
 
 def _read(out: Path) -> tuple[Facts, pd.DataFrame, list[DamagedError]]:
@@ -195,6 +310,17 @@ def _differences(base: Facts, new: Facts) -> dict[str, tuple[str, str]]:
             sides = (there - here or there, here - there or here)
             found[subject] = (", ".join(sorted(sides[0])) or "–", ", ".join(sorted(sides[1])) or "–")
     return found
+
+
+def _tried(base: pd.DataFrame, new: pd.DataFrame) -> pd.DataFrame:
+    counts = [
+        trials[trials.outcome != "skipped"]
+        .assign(failed=trials.outcome != "ok")
+        .groupby(MATCH, sort=True)
+        .failed.agg([(f"{side}_failed", "sum"), (f"{side}_tried", "size")])
+        for side, trials in (("base", base), ("new", new))
+    ]
+    return counts[0].join(counts[1], how="inner").reset_index()
 
 
 def _points_of(trials: pd.DataFrame) -> pd.DataFrame:
@@ -227,6 +353,10 @@ def _change(ratio: float) -> str:
 
 def _rate(images_per_s: float) -> str:
     return f"{images_per_s:,.0f}" if images_per_s >= 1000 else f"{images_per_s:,.4g}"
+
+
+def _is(number: int) -> str:
+    return "is" if number == 1 else "are"
 
 
 def _count(number: int, of: str) -> str:

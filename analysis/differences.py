@@ -4,6 +4,8 @@ One engine for the answer, the ways and `scalestudy compare`. A study measures r
 own, so that a repeat is a block: what slows all of it cancels in the ratio of two trials of the same repeat.
 """
 
+from collections.abc import Sequence
+from functools import lru_cache
 from itertools import combinations, product
 from typing import Any, NamedTuple
 
@@ -21,12 +23,14 @@ LEAST_DIFFERENCE = 0.01
 # More steps than any training takes.
 _NEVER_STEPS = 1e15
 _PERMUTATIONS = 10_000
+_POWER = 0.8
 
 
 class Difference(NamedTuple):
     """above / below: the geometric mean of ratios, its 95 % interval, and the p-value of "there is no difference".
 
-    pairs: of how many repeats, 0 where they do not pair. All but the ratio are NaN where either was measured once.
+    pairs: of how many repeats, 0 where they do not pair. standard_error is of the log ratio, with its degrees of
+    freedom. All but ratio and pairs are NaN where either was measured once, and the interval where one was twice.
     """
 
     ratio: float
@@ -34,34 +38,78 @@ class Difference(NamedTuple):
     high: float
     p_value: float
     pairs: int
+    standard_error: float
+    degrees: float
 
 
-def difference(above: pd.Series, below: pd.Series, null: float = 1.0) -> Difference:
+def difference(above: pd.Series, below: pd.Series, null: float = 1.0, *, paired: bool = True) -> Difference:
     """Return how many times `below` `above` is: two series of a positive figure, indexed by repeat.
 
     Where six repeats or all of them pair: Student's t of the paired log ratios, below six pairs the exact test that
     flips their signs (Fisher 1935), which of five cannot reach 5 %. Otherwise Welch's t of the logs (Welch 1947), below
-    six repeats the exact permutation test. `null` is the ratio that the p-value (two-sided) speaks of.
+    six repeats the exact permutation test. `null` is the ratio of which the two-sided p-value speaks. `paired` is false
+    where the two were not measured repeat by repeat.
     """
-    logs = paired_log_ratio(above, below)
+    logs = paired_log_ratio(above, below) if paired else np.empty(0)
     pairs = len(logs)
     if pairs < 2 or (pairs < FEWEST_REPEATS and pairs < max(len(above), len(below))):
-        return _unpaired(np.log(above.to_numpy(np.float64)), np.log(below.to_numpy(np.float64)), np.log(null))
-    standard_error = float(logs.std(ddof=1)) / np.sqrt(pairs)
-    found = _student(float(logs.mean()), standard_error, pairs - 1, np.log(null))
-    exact = pairs < FEWEST_REPEATS
-    return found._replace(pairs=pairs, p_value=_sign_flips(logs - np.log(null)) if exact else found.p_value)
+        found = _unpaired(np.log(above.to_numpy(np.float64)), np.log(below.to_numpy(np.float64)), np.log(null))
+    else:
+        standard_error = float(logs.std(ddof=1)) / np.sqrt(pairs)
+        found = _student(float(logs.mean()), standard_error, pairs - 1, np.log(null))._replace(pairs=pairs)
+        if pairs < FEWEST_REPEATS:
+            found = found._replace(p_value=_sign_flips(logs - np.log(null)))
+    # Of two it reaches from next to nothing to thousands.
+    return found._replace(low=np.nan, high=np.nan) if min(len(above), len(below)) < 3 else found
 
 
 def paired_log_ratio(above: pd.Series, below: pd.Series) -> NDArray[np.float64]:
     """Return ln(above / below) of every repeat that both have; none where a repeat was measured twice."""
-    if not above.index.equals(below.index):
-        common = above.index.intersection(below.index)
-        above, below = above.reindex(common), below.reindex(common)
-    if not above.index.is_unique:
+    if not (above.index.is_unique and below.index.is_unique):
         return np.empty(0)
-    logs: NDArray[np.float64] = np.log(above.to_numpy(np.float64) / below.to_numpy(np.float64))
+    _, here, there = np.intersect1d(above.index, below.index, assume_unique=True, return_indices=True)
+    logs: NDArray[np.float64] = np.log(above.to_numpy(np.float64)[here] / below.to_numpy(np.float64)[there])
     return logs
+
+
+def day_difference(above: pd.Series, days: Sequence[pd.Series], null: float = 1.0) -> Difference:
+    """Return how many times `days` `above` is, where each of two or more series of `days` is the same on another day.
+
+    A day is then what is repeated: its mean is one value, and `above` one more, with Student's t of the others' spread
+    (the prediction of a single value, Hahn & Meeker 1991), or the interval over repeats where that is wider.
+    """
+    means = np.array([np.log(day).mean() for day in days])
+    spread = float(means.std(ddof=1)) * np.sqrt(1 + 1 / len(means))
+    by_day = _student(float(np.log(above).mean() - means.mean()), spread, len(means) - 1, np.log(null))
+    by_repeat = difference(above, pd.concat(days), null, paired=False)
+    # Days that were alike by chance do not make repeats more certain than they are.
+    return by_repeat if by_repeat.high / by_repeat.low > by_day.high / by_day.low else by_day
+
+
+def detectable(standard_error: float, degrees: float) -> float:
+    """Return the smallest loss, a share, that is found four times in five (minimum detectable effect, Bloom 1995)."""
+    both = stdtrit(degrees, (1 + CONFIDENCE) / 2) + stdtrit(degrees, _POWER)
+    return float(-np.expm1(-both * standard_error))
+
+
+def repeats_to_find(found: Difference, repeats: int, loss: float) -> int | None:
+    """Return how many repeats would find such a loss four times in five, by the spread of those that are there.
+
+    None where it is not known from one, and where a thousand would not.
+    """
+    per_repeat = found.standard_error * np.sqrt(repeats)
+    counts, both = _powers(found.pairs > 0)
+    enough = counts[-np.expm1(-both * per_repeat / np.sqrt(counts)) <= loss]
+    return int(enough[0]) if len(enough) else None
+
+
+@lru_cache
+def _powers(paired: bool) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return numbers of repeats, and how many standard errors of each a loss must have to be found."""
+    counts = np.arange(FEWEST_REPEATS, 1001, dtype=np.float64)
+    degrees = (counts - 1) * (1 if paired else 2)
+    both = stdtrit(degrees, (1 + CONFIDENCE) / 2) + stdtrit(degrees, _POWER)
+    return counts, both.astype(np.float64)
 
 
 def holm(p_values: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -179,7 +227,7 @@ _COLUMNS = ["ratio", "ratio_low", "ratio_high", "p_value", "pairs"]
 
 
 def _columns(found: Difference) -> dict[str, Any]:
-    return dict(zip(_COLUMNS, found, strict=True))
+    return dict(zip(_COLUMNS, found, strict=False))
 
 
 def _student(log_ratio: float, standard_error: float, degrees: float, null: float) -> Difference:
@@ -188,7 +236,7 @@ def _student(log_ratio: float, standard_error: float, degrees: float, null: floa
     # Repeats that are equal to the last bit: nothing is left to chance.
     p_value = 2 * stdtr(degrees, -beyond / standard_error) if standard_error > 0 else float(beyond == 0)
     low, ratio, high = np.exp([log_ratio - half, log_ratio, log_ratio + half]).tolist()
-    return Difference(ratio, low, high, float(p_value), 0)
+    return Difference(ratio, low, high, float(p_value), 0, standard_error, degrees)
 
 
 def _sign_flips(logs: NDArray[np.float64]) -> float:
@@ -199,7 +247,7 @@ def _sign_flips(logs: NDArray[np.float64]) -> float:
 def _unpaired(above: NDArray[np.float64], below: NDArray[np.float64], null: float) -> Difference:
     log_ratio = float(above.mean() - below.mean())
     if min(len(above), len(below)) < 2:
-        return Difference(float(np.exp(log_ratio)), np.nan, np.nan, np.nan, 0)
+        return Difference(float(np.exp(log_ratio)), np.nan, np.nan, np.nan, 0, np.nan, np.nan)
     parts = [float(side.var(ddof=1)) / len(side) for side in (above, below)]
     total = sum(parts)
     # Welch and Satterthwaite's; where nothing varies any number will do.

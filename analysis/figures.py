@@ -27,6 +27,7 @@ from matplotlib.ticker import (
     StrMethodFormatter,
 )
 
+from scalestudy.analysis import intervals
 from scalestudy.analysis.frames import PHASES
 from scalestudy.analysis.metrics import WORK
 from scalestudy.analysis.shares import share
@@ -379,7 +380,7 @@ def ways(compared: pd.DataFrame) -> Figure:
                 color=look.colour,
                 marker=look.marker,
                 markersize=7,
-                markerfacecolor=look.face,
+                markerfacecolor=look.colour if row.shown or series == row.usual else "white",
                 capsize=3,
                 linewidth=1.8,
             )
@@ -400,7 +401,7 @@ def ways(compared: pd.DataFrame) -> Figure:
         axes.margins(x=0.12)
 
     rows = int(largest.groupby(WORK).series.nunique().max())
-    title = "Ways to run a trainer: what changing it brings (right of the line: faster; bars: 95 % interval)"
+    title = "Ways to run a trainer: what changing it brings (right: faster; filled: shown; bars: 95 % interval)"
     return _panels(largest, title, draw, width=5.6, height=max(2.4, 1.1 + 0.42 * rows))
 
 
@@ -768,7 +769,8 @@ def _scaling(
         axes.set_ylabel(label(rows))
         _write_ends(axes, ends, written)
 
-    return _panels(points, f"{title} (bars: 95 % interval)", draw)
+    held = intervals.ratio_coverage if value in ("speedup", "efficiency") else intervals.coverage
+    return _panels(points, f"{title} (bars: {intervals.level(held(points.repeats.min()))} interval)", draw)
 
 
 def _write_ends(axes: Axes, ends: list[tuple[float, float, str]], written: Callable[[float], str]) -> None:

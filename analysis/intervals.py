@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import lru_cache
+from math import comb
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,19 @@ def coverage(repeats: int) -> float:
     (Order statistics: David & Nagaraja 2003, section 7.1.)
     """
     return 1 - 2.0 ** (1 - repeats)
+
+
+def ratio_coverage(repeats: int) -> float:
+    """Return how often the ranges of two samples of so many overlap, whose medians are the same: 1 - 2 / C(2n, n).
+
+    What a ratio of medians can hold of the truth: of three repeats 90 %, of two 67 %.
+    """
+    return 1 - 2 / comb(2 * repeats, repeats)
+
+
+def level(held: float) -> str:
+    """Return in words what an interval holds: never more than 95 %."""
+    return f"{100 * min(held, CONFIDENCE):.0f} %"
 
 
 def median_intervals(samples: list[NDArray[np.float64]]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -4,8 +4,8 @@ import io
 import signal
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, NoReturn
@@ -116,14 +116,19 @@ def run(
         return
     _create(console, folder, study.name)
     share = f"nodes-{nodes or 'any'}-repeat-{repeat or 'any'}" if nodes or repeat else None
-    with folder.locked(share), _stoppable(console, "run", study_file, trials, folder, chosen) as left_at_first:
+    command = f"run {study_file} --launcher {chosen.name}"
+
+    def left() -> int:
+        return len(pending(trials, folder))
+
+    with folder.locked(share), _stoppable(console, command, folder.path, chosen, left) as left_at_first:
         waiting = _run_pending(console, origin, trials, folder, chosen, study.adaptive)
         if share is None:
             _write_report(console, folder)
         if waiting:
             # A job that goes back to the queue starts when there are enough nodes again.
             _ignore_stops()
-            how = chosen.resume(advanced=len(pending(trials, folder)) < left_at_first)
+            how = chosen.resume(advanced=left() < left_at_first)
             _say(
                 console,
                 f"{len(waiting)} of the trials wait for more nodes than are left; "
@@ -152,7 +157,7 @@ def collectives(
     from scalestudy.launch.errors import InputError
     from scalestudy.launch.launcher import check_capacity
     from scalestudy.launch.launchers import make_launcher
-    from scalestudy.launch.runner import Origin
+    from scalestudy.launch.runner import Origin, pending
     from scalestudy.launch.study import load_study, resolve
     from scalestudy.launch.yaml_file import read_text
     from scalestudy.trainers.trial import Sweep
@@ -170,7 +175,11 @@ def collectives(
     folder = _folder(out, study)
     _create(console, folder, study.name)
     sweeps = folder.collectives()
-    with folder.locked(), _stoppable(console, "collectives", study_file, trials, sweeps, chosen):
+    command = f"collectives {study_file} --launcher {chosen.name}"
+    with (
+        folder.locked(),
+        _stoppable(console, command, folder.path, chosen, lambda: len(pending(trials, sweeps))),
+    ):
         _run_pending(console, Origin.of(study.name, text, study.costs), trials, sweeps, chosen, None)
         written = analysis.write(folder.path)
         if len(written.fits):
@@ -286,14 +295,26 @@ def report(
 def compare(
     base: Annotated[Path, typer.Argument(metavar="BASE", help="The output folder to compare with.", callback=_home)],
     new: Annotated[Path, typer.Argument(metavar="NEW", help="The output folder of what has changed.", callback=_home)],
-    tolerance: Annotated[str, typer.Option(help="How much slower is not yet a regression, such as 3%.")] = "0%",
+    tolerance: Annotated[str, typer.Option(help="How much slower is not yet a regression, such as 3%.")] = "3%",
+    base_again: Annotated[
+        list[Path] | None,
+        typer.Option(help="The base measured on another day; may be given several times.", show_default=False),
+    ] = None,
+    again: Annotated[
+        bool, typer.Option("--again", help="BASE and NEW are study files: run both in turns, then compare.")
+    ] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="With --again: where both records go, results/again if left out.", callback=_home),
+    ] = None,
     html: Annotated[
         Path | None, typer.Option(help="Write the comparison as one page, too.", show_default=False, callback=_home)
     ] = None,
 ) -> None:
     """Say in Markdown what got faster or slower between two results, what differs between their environments first.
 
-    Exit code 0: nothing is shown to be slower past the tolerance; 1: something is, or failed; 2: bad input.
+    Exit code 0: no point lost more than the tolerance; 1: one did, fails more often, or is missing; 3: that cannot be
+    told, for too few repeats or too much noise; 2: bad input.
     """
     from scalestudy.analysis import compare as comparing
     from scalestudy.launch.errors import InputError
@@ -305,18 +326,21 @@ def compare(
         raise InputError(f"--tolerance: {error}") from None
     if share >= 1:
         raise InputError(f"--tolerance: {tolerance!r} is not below 100%")
-    for out in (base, new):
+    if again:
+        base, new = _run_in_turns(base, new, out or Path("results") / "again")
+    days = [path for path in map(_home, base_again or ()) if path]
+    for folder in (base, new, *days):
         # On stderr: stdout is the Markdown.
-        _existing(_console(stderr=True), out)
+        _existing(_console(stderr=True), folder)
     try:
-        found = comparing.compare(base, new, share)
+        found = comparing.compare(base, new, share, days)
     except ValueError as error:
         raise InputError(str(error)) from None
     print(comparing.markdown(found), end="")
     if html:
         html.write_text(comparing.html(found), encoding="utf-8")
-    if found.regressed:
-        raise typer.Exit(1)
+    if code := 1 if found.regressed else 3 if found.unclear else 0:
+        raise typer.Exit(code)
 
 
 @app.command()
@@ -486,6 +510,46 @@ def _run_round(
     return run_trials(todo, folder, launcher, origin, PlainLines(console, todo, estimate))
 
 
+def _run_in_turns(base_file: Path, new_file: Path, out: Path) -> tuple[Path, Path]:
+    """Run what is left of two studies on this host, repeat by repeat in turns; return both folders."""
+    from scalestudy.launch.errors import InputError
+    from scalestudy.launch.folder import StudyFolder
+    from scalestudy.launch.launcher import check_capacity
+    from scalestudy.launch.launchers import make_launcher
+    from scalestudy.launch.progress import Estimate, PlainLines
+    from scalestudy.launch.runner import Origin, Side, pending, run_in_turns
+    from scalestudy.launch.study import load_study, resolve, study_trials
+    from scalestudy.launch.yaml_file import read_text
+
+    console = _console(stderr=True)
+    sides = []
+    for name, study_file in (("base", base_file), ("new", new_file)):
+        study = load_study(study_file)
+        if study.launcher != "local":
+            raise InputError(f"{study_file}: launcher: --again runs on this host alone, not by {study.launcher!r}")
+        if study.adaptive:
+            raise InputError(f"{study_file}: repeats: --again needs a number, the same for both")
+        launcher = make_launcher(study.launcher, study, study_file)
+        topology = launcher.capacity()
+        trials = study_trials(study, study_file, resolve(study, study_file, topology))
+        check_capacity(trials, study_file, launcher.name, topology)
+        origin = Origin.of(study.name, read_text(study_file), study.costs)
+        sides.append(Side(trials=trials, folder=StudyFolder(out / name), launcher=launcher, origin=origin))
+
+    def left() -> "list[Trial]":
+        return [trial for side in sides for trial in pending(side.trials, side.folder)]
+
+    with ExitStack() as held:
+        for side in sides:
+            _create(console, side.folder, side.origin.study_name)
+            held.enter_context(side.folder.locked())
+        command = f"compare --again {base_file} {new_file}"
+        held.enter_context(_stoppable(console, command, out, sides[0].launcher, lambda: len(left())))
+        done = [record for side in sides for trial in side.trials if (record := side.folder.record(trial))]
+        run_in_turns(sides, PlainLines(console, left(), Estimate(done)))
+    return sides[0].folder.path, sides[1].folder.path
+
+
 def _submit_to_slurm(
     console: "Console", study: "Study", study_file: Path, folder: "StudyFolder", dry_run: bool
 ) -> None:
@@ -604,18 +668,12 @@ def _ignore_stops() -> None:
 
 @contextmanager
 def _stoppable(
-    console: "Console",
-    command: str,
-    study_file: Path,
-    trials: "list[Trial]",
-    folder: "StudyFolder",
-    launcher: "Launcher",
+    console: "Console", command: str, out: Path, launcher: "Launcher", left: Callable[[], int]
 ) -> Iterator[int]:
     """End on Ctrl-C, SIGTERM and Slurm's notice before a time limit: ranks stopped, the way to go on told.
 
-    Yields how many trials there are to be run.
+    `left` counts the trials that are to be run. Yields how many they are.
     """
-    from scalestudy.launch.runner import pending
 
     def stop(*_: object) -> NoReturn:
         # Once: the stop itself must not be stopped.
@@ -624,16 +682,13 @@ def _stoppable(
 
     for number in _STOPS:
         signal.signal(number, stop)
-    left_at_first = len(pending(trials, folder))
+    left_at_first = left()
     try:
         yield left_at_first
     except KeyboardInterrupt:
         _ignore_stops()
-        how = launcher.resume(advanced=len(pending(trials, folder)) < left_at_first)
-        _say(
-            console,
-            f"stopped; the ranks are gone and {folder.path} is whole. {how or 'To go on:'}",
-        )
+        how = launcher.resume(advanced=left() < left_at_first)
+        _say(console, f"stopped; the ranks are gone and {out} is whole. {how or 'To go on:'}")
         if not how:
-            _say(console, f"  scalestudy {command} {study_file} --launcher {launcher.name} --out {folder.path}")
+            _say(console, f"  scalestudy {command} --out {out}")
         raise typer.Exit(130) from None

@@ -1,5 +1,6 @@
 """The controller: run every trial that has no record yet, one after the other."""
 
+import random
 import subprocess
 import time
 from collections import Counter
@@ -118,6 +119,28 @@ def run_trials(
             why = f"needs {trial.nodes} nodes with {trial.devices_per_node} {trial.device} devices, {nodes} are there"
             observer.finished(run_trial(trial, folder, launcher, origin, observer, Ending("skipped", why, retry=True)))
     return waiting
+
+
+@dataclass(frozen=True, kw_only=True)
+class Side:
+    """One of several studies that are measured in turns: its trials, and how and where they run."""
+
+    trials: Sequence[Trial]
+    folder: StudyFolder
+    launcher: Launcher
+    origin: Origin
+
+
+def run_in_turns(sides: Sequence[Side], observer: Observer) -> None:
+    """Run what has no record of several studies repeat by repeat, the trials of all of them in one shuffled order.
+
+    So what changes from minute to minute, or day to day, is in all of them alike.
+    """
+    for repeat in sorted({trial.repeat for side in sides for trial in side.trials}):
+        block = [(side, trial) for side in sides for trial in side.trials if trial.repeat == repeat]
+        random.Random(f"{block[0][1].seed} {repeat}").shuffle(block)
+        for side, trial in block:
+            run_trials(pending([trial], side.folder), side.folder, side.launcher, side.origin, observer)
 
 
 def run_trial(

@@ -40,7 +40,7 @@ def test_a_repeat_that_was_slow_for_all_costs_nothing() -> None:
     below = series(100 * slow)
     above = series([103, 102, 103, 104, 103, 103] * slow)
     assert difference(above, below).p_value < 0.001
-    assert difference(above.set_axis(range(10, 16)), below).p_value > 0.5
+    assert difference(above, below, paired=False).p_value > 0.5
 
 
 @pytest.mark.parametrize("repeats", [2, 3, 4, 5])
@@ -50,10 +50,12 @@ def test_fewer_than_six_pairs_can_never_show_a_difference(repeats: int) -> None:
     assert found.p_value == 2 / 2**repeats > 0.05
 
 
-def test_of_a_single_repeat_there_is_the_ratio_alone() -> None:
+def test_of_one_repeat_or_two_there_is_no_interval() -> None:
     found = difference(series([200.0]), series([100.0]))
     assert found.ratio == pytest.approx(2)
     assert np.isnan([found.low, found.high, found.p_value]).all()
+    found = difference(series([200.0, 202]), series([100.0, 100]))
+    assert np.isnan([found.low, found.high]).all()
 
 
 def test_repeats_that_do_not_pair_are_compared_as_two_samples() -> None:
@@ -98,10 +100,10 @@ def page(rng: np.random.Generator, noise: Noise, repeats: int, slow: float = 0.0
 @pytest.mark.parametrize("slow", [0.0, 0.03])
 def test_identical_trainers_are_rarely_called_different(noise: str, slow: float) -> None:
     rng = np.random.default_rng(0)
-    pages = 200
+    pages = 100
     claimed = sum(judged(pd.DataFrame(page(rng, NOISE[noise], 6, slow)))[0].shown.any() for _ in range(pages))
-    # Of 200 pages with 5 % false ones, more than 20 have claims in one of a thousand tries.
-    assert claimed <= 20
+    # Of 100 pages with 5 % false ones, more than 13 have claims in one of a thousand tries.
+    assert claimed <= 13
 
 
 @pytest.mark.parametrize("spread", [0.015, 0.02])

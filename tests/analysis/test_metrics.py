@@ -153,6 +153,10 @@ def test_the_range_of_few_repeats_covers_the_median_as_stated() -> None:
         draws = rng.normal(size=(20_000, repeats))
         held = np.mean((draws.min(axis=1) <= 0) & (draws.max(axis=1) >= 0))
         assert intervals.coverage(repeats) == pytest.approx(held, abs=0.015)
+        others = rng.normal(size=(20_000, repeats))
+        overlap = np.mean((draws.min(axis=1) <= others.max(axis=1)) & (draws.max(axis=1) >= others.min(axis=1)))
+        assert intervals.ratio_coverage(repeats) == pytest.approx(overlap, abs=0.015)
+    assert [intervals.level(intervals.coverage(repeats)) for repeats in (2, 3, 6)] == ["50 %", "75 %", "95 %"]
 
 
 def test_a_faster_trainer_is_named_with_its_ratio(make_trial: MakeTrial, make_record: MakeRecord) -> None:
@@ -308,7 +312,7 @@ def test_an_interval_across_the_floor_shows_neither_side(make_trial: MakeTrial, 
     repeats = {("torch-ddp", 1): [0.1, 0.1], ("torch-ddp", 2): [0.11, 0.12, 0.15]}
     _, trials, points = analysed(study(make_trial, make_record, repeats))
     [(_, [sentence])] = sentences_of(points, trials)
-    assert sentence.startswith("torch-ddp keeps 83% (95 % interval 67%–91%) of its 1 device throughput per device")
+    assert sentence.startswith("torch-ddp keeps 83% (90 % interval 67%–91%) of its 1 device throughput per device")
     assert sentence.endswith("on 2 devices: whether that is below 80% is not shown.")
 
 

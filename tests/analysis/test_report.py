@@ -49,7 +49,10 @@ def test_the_report_leads_with_the_answer_and_ends_with_the_reasons(out: Path) -
     )
     assert "12 of 13 trials ended ok" in html
     assert "rank 0: ValueError: &lt;script&gt;alert(1)&lt;/script&gt;" in html
-    assert "75% of the time, not 95 %" in html
+    assert "75 % of the time, not 95 %" in html
+    # Throughputs of three repeats, and efficiencies, which have three at their reference too.
+    assert re.search(r"<span class=\"i\">[\d.]+ – [\d.]+ \(75 %\)</span>", html)
+    assert "% (90 %)</span>" in html
 
 
 def test_the_tables_others_read_agree(out: Path) -> None:

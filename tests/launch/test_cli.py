@@ -185,6 +185,32 @@ def test_a_failed_trial_never_stops_the_study_and_is_exit_code_1(study: Path, tm
     assert again.returncode == 1
 
 
+def test_two_studies_in_turns_leave_a_folder_each_and_are_compared(study: Path, tmp_path: Path) -> None:
+    study.write_text(study.read_text() + "environments: {torch-ddp: /bin/false}\n")
+    told = scalestudy("compare", "--again", study, study, "--out", tmp_path / "out")
+    assert told.returncode == 3
+    assert told.stdout.startswith(f"# {tmp_path}/out/new against {tmp_path}/out/base")
+    assert "no point in common that both measured" in told.stdout
+    for side in ("base", "new"):
+        assert len(list((tmp_path / "out" / side).glob("trials/*/record.json"))) == 2
+    assert "[4/4] cnn · torch-ddp" in told.stderr
+
+
+@pytest.mark.parametrize(
+    ("field", "message"),
+    [
+        ("launcher: slurm", "launcher: --again runs on this host alone, not by 'slurm'"),
+        ("repeats: {min: 3, max: 9, until: 2%}", "repeats: --again needs a number, the same for both"),
+    ],
+)
+def test_what_cannot_be_run_in_turns_is_refused(study: Path, tmp_path: Path, field: str, message: str) -> None:
+    other = tmp_path / "other.yaml"
+    other.write_text(study.read_text().replace("repeats: 2\n", "") + f"{field}\n")
+    told = scalestudy("compare", "--again", study, other, "--out", tmp_path / "out")
+    assert (told.returncode, told.stderr) == (2, f"scalestudy: {other}: {message}\n")
+    assert not (tmp_path / "out").exists()
+
+
 # Put where the interpreter looks when it starts: a shared folder whose file system flushes no folders.
 _NO_FLUSH = """
 import errno, os, stat

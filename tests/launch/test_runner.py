@@ -9,7 +9,7 @@ import pytest
 from scalestudy.cluster.host import Topology, this_host
 from scalestudy.launch.folder import StudyFolder
 from scalestudy.launch.launcher import Exit
-from scalestudy.launch.runner import Origin, pending, run_trials
+from scalestudy.launch.runner import Origin, Side, pending, run_in_turns, run_trials
 from scalestudy.trainers.record import Costs, Record
 from scalestudy.trainers.trial import Trial
 
@@ -186,3 +186,28 @@ def test_a_reason_that_is_not_utf_8_is_written_all_the_same(folder: StudyFolder,
     assert record.reason is not None
     assert "/data/" in record.reason
     assert record.reason.isprintable()
+
+
+def test_two_studies_run_in_turns_repeat_by_repeat(tmp_path: Path, make_trial: MakeTrial) -> None:
+    ran: list[tuple[str, int]] = []
+
+    class Noting(Nodes):
+        def run(self, trial: Trial, folder: Path, deadline_s: float, tick: Callable[[], None]) -> Exit:
+            ran.append((folder.parents[1].name, trial.repeat))
+            return super().run(trial, folder, deadline_s, tick)
+
+    trials = [make_trial(world_size=size, repeat=repeat) for repeat in range(6) for size in (1, 2)]
+    sides = []
+    for name in ("base", "new"):
+        folder = StudyFolder(tmp_path / name)
+        folder.create("t")
+        sides.append(Side(trials=trials, folder=folder, launcher=Noting(), origin=ORIGIN))
+    run_in_turns(sides, Silent())
+    assert [repeat for _, repeat in ran] == sorted(repeat for _, repeat in ran)
+    blocks = [[name for name, of in ran if of == repeat] for repeat in range(6)]
+    assert {tuple(sorted(block)) for block in blocks} == {("base", "base", "new", "new")}
+    # Neither side comes first in all of them, nor second.
+    assert len({tuple(block) for block in blocks}) > 2
+    # What has a record is not run again.
+    run_in_turns(sides, Silent())
+    assert len(ran) == 24
