@@ -139,6 +139,12 @@ def _scales(rows: pd.DataFrame) -> Iterator[str]:
                 f"{trainer}'s efficiency falls below {EFFICIENCY_FLOOR:.0%} on {devices(first.world_size)}: "
                 f"{_share(first)} of that on {devices(reference)}, a speedup of {first.speedup:.2f}×."
             )
+        above = beyond[beyond.efficiency_low > 1]
+        if not above.empty:
+            yield (
+                f"{trainer} is above 100 % on {devices(above.world_size.iloc[0])} ({_share(above.iloc[0])}): check the "
+                "reference, for its device may be slow or its clock low, or the work on each of more may fit a cache."
+            )
         slower = beyond[beyond.speedup_high < 1]
         if not slower.empty:
             yield (
