@@ -141,9 +141,11 @@ def _scales(rows: pd.DataFrame) -> Iterator[str]:
             )
         above = beyond[beyond.efficiency_low > 1]
         if not above.empty:
+            first = above.iloc[0]
             yield (
-                f"{trainer} is above 100 % on {devices(above.world_size.iloc[0])} ({_share(above.iloc[0])}): check the "
-                "reference, for its device may be slow or its clock low, or the work on each of more may fit a cache."
+                f"{trainer} keeps {_share(first)} of its {devices(reference)} throughput per device on "
+                f"{devices(first.world_size)}, above 100 %: check the reference, since its device may be slow or its "
+                "clock low, or the smaller share of each of more devices may fit a cache."
             )
         slower = beyond[beyond.speedup_high < 1]
         if not slower.empty:

@@ -83,7 +83,7 @@ def judged(count: int, seed: int = 0) -> pd.DataFrame:
     frames = []
     for _ in range(count):
         sizes = SIZES[rng.integers(len(SIZES))]
-        study = {
+        study: dict[str, Any] = {
             "per_node": int(rng.choice([4, 8, 1024])),
             "repeats": int(rng.choice([3, 6, 10])),
             "noise": float(rng.choice([0.002, 0.005, 0.01, 0.02])),

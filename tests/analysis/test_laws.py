@@ -178,9 +178,9 @@ def test_bands_hold_truths_that_no_law_has_exactly() -> None:
     assert spec.loader
     benchmark = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(benchmark)
-    table = benchmark.judged(40)
+    table = benchmark.judged(20)
     drawn = table[table.held.notna() & (table.family != "knee")]
-    assert len(drawn) >= 20
+    assert len(drawn) >= 15
     assert drawn.held.mean() >= 0.9
 
 
