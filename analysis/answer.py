@@ -146,6 +146,14 @@ def _scales(rows: pd.DataFrame) -> Iterator[str]:
                 f"{trainer}'s efficiency falls below {EFFICIENCY_FLOOR:.0%} on {devices(first.world_size)}: "
                 f"{_share(first)} of that on {devices(reference)}, a speedup of {first.speedup:.2f}×."
             )
+        above = beyond[beyond.efficiency_low > 1]
+        if not above.empty:
+            first = above.iloc[0]
+            yield (
+                f"{trainer} keeps {_share(first)} of its {devices(reference)} throughput per device on "
+                f"{devices(first.world_size)}, above 100 %: check the reference, since its device may be slow or its "
+                "clock low, or the smaller share of each of more devices may fit a cache."
+            )
         slower = beyond[beyond.speedup_high < 1]
         if not slower.empty:
             yield (

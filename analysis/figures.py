@@ -30,7 +30,7 @@ from matplotlib.ticker import (
 from scalestudy.analysis import intervals
 from scalestudy.analysis.frames import PHASES
 from scalestudy.analysis.metrics import WORK
-from scalestudy.analysis.shares import share
+from scalestudy.analysis.shares import off_by, share
 
 COLOURS = {
     "torch-ddp": "#D55E00",
@@ -494,30 +494,25 @@ def compilation(points: pd.DataFrame, compared: pd.DataFrame) -> Figure:
 
 
 def laws(points: pd.DataFrame, fitted: pd.DataFrame) -> Figure:
-    """Draw what was measured and the laws that describe it best, on to 4 times the largest world size."""
-    series = fitted[[*WORK, "trainer", "series"]].drop_duplicates()
-    rows = _readable(points.merge(series, on=[*WORK, "trainer", "series"]))
+    """Draw what was measured, the law that describes it, and how far it may be believed; series without a law are not.
+
+    Needs one row at least whose law is known.
+    """
+    described = fitted[fitted.law != ""]
+    rows = _readable(points.merge(described[[*WORK, "trainer", "series"]], on=[*WORK, "trainer", "series"]))
 
     def draw(axes: Axes, group: pd.DataFrame) -> None:
-        colour = COLOURS[group.trainer.iloc[0]]
-        here = fitted.merge(group[[*WORK, "series"]].drop_duplicates(), on=[*WORK, "series"])
-        largest = group.world_size.max()
-        for law in here[here.best].itertuples():
-            curve = law.predictions
-            axes.fill_between(curve.world_size, curve.low, curve.high, color=colour, alpha=0.15, linewidth=0)
-            for dashes, part in (("-", curve.world_size <= largest), ((0, (2, 2)), curve.world_size >= largest)):
-                line = curve[part]
-                axes.plot(line.world_size, line.throughput, color=colour, linestyle=dashes, linewidth=1.4)
-            end = curve.iloc[-1]
-            axes.annotate(
-                law.law,
-                (end.world_size, end.throughput),
-                xytext=(4, 0),
-                textcoords="offset points",
-                va="center",
-                fontsize=8.5,
-                color=colour,
-            )
+        first = group.sort_values("world_size").iloc[0]
+        colour = COLOURS[first.trainer]
+        [law] = described.merge(first[[*WORK, "series"]].to_frame().T, on=[*WORK, "series"]).itertuples()
+        curve, largest = law.predictions, group.world_size.max()
+        past = curve[curve.world_size >= largest]
+        for dashes, part, label in (
+            ("-", curve[curve.world_size <= largest], None),
+            ((0, (2, 2)), past if len(past) > 1 else past[:0], None),
+        ):
+            axes.fill_between(part.world_size, part.low, part.high, color=colour, alpha=0.18, linewidth=0)
+            axes.plot(part.world_size, part.throughput, color=colour, linestyle=dashes, linewidth=1.4, label=label)
         axes.errorbar(
             group.world_size,
             group.throughput_images_per_s,
@@ -526,17 +521,46 @@ def laws(points: pd.DataFrame, fitted: pd.DataFrame) -> Figure:
                 (group.throughput_high - group.throughput_images_per_s).clip(lower=0).fillna(0),
             ],
             color="black",
-            marker=MARKERS[group.trainer.iloc[0]],
+            marker=MARKERS[first.trainer],
             markersize=5,
             linestyle="none",
             capsize=3,
         )
-        ideal = here.predictions.iloc[0].world_size
-        reference = group.sort_values("world_size").iloc[0]
-        per_device = reference.throughput_images_per_s / reference.world_size
-        axes.plot(ideal, ideal * per_device, **_IDEAL)
+        per_device = first.throughput_images_per_s / first.world_size
+        axes.plot(curve.world_size, curve.world_size * per_device, **_IDEAL)
+        edge = law.devices_per_node + 0.5
+        if first.world_size < edge < largest:
+            axes.axvline(edge, color="#777777", linewidth=0.8, linestyle=":")
+            axes.annotate(
+                "one node │ several",
+                (edge, 0.02),
+                xycoords=("data", "axes fraction"),
+                ha="center",
+                fontsize=8,
+                color="#555555",
+                bbox=_ON_WHITE,
+            )
+        said = [law.law, f"without {_devices(law.left_out_size)}: off by {off_by(abs(law.left_out_error), 1)}"]
+        if law.reach == largest:
+            said.append(f"nothing said past {_devices(largest)}:")
+        if law.why_no_further:
+            said += textwrap.wrap(
+                law.why_no_further if law.reach == largest else f"not further: {law.why_no_further}", 40
+            )
+        axes.annotate(
+            "\n".join(said),
+            (0.03, 0.97),
+            xycoords="axes fraction",
+            va="top",
+            fontsize=8.5,
+            color=colour,
+            bbox=_ON_WHITE,
+        )
         axes.set_xscale("log", base=2)
         axes.set_yscale("log", base=2)
+        # Room for the words above the curve, which begins at the lower left.
+        bottom, top = axes.get_ylim()
+        axes.set_ylim(bottom, top * (top / bottom) ** 0.25)
         axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
         axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
         axes.set_xlabel("world size (devices)")

@@ -257,6 +257,7 @@ _TRIAL_COLUMNS = [
     "launcher",
     "world_size",
     "nodes",
+    "devices_per_node",
     "repeat",
     "scaling",
     "per_device_batch",

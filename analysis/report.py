@@ -21,6 +21,7 @@ from scalestudy.analysis import (
     laws,
     metrics,
     placement,
+    resolution,
     shares,
 )
 from scalestudy.analysis.canvas import Figure, as_svg, save_png
@@ -65,7 +66,7 @@ def write_report(out: Path, prices: Mapping[str, float] | None = None, *, png: b
 
     (out / "figures").mkdir(exist_ok=True)
     shown = metrics.most_measured(points, _MOST_PANELS) if len(points) else []
-    fitted = laws.fits(_usual(trials[trials.workload.isin(shown)], points))
+    fitted = laws.fits(trials)
     drawn = {
         name: _save(figure, out / "figures" / name, png=png)
         for name, figure in _draw(found, _of(made, shown), fitted, out / "trials").items()
@@ -87,7 +88,7 @@ def write_report(out: Path, prices: Mapping[str, float] | None = None, *, png: b
             answers=said,
             unlike=[*made.unlike, *(f"{sentence}." for sentence in facts.left_out)],
             notices=notices,
-            sizes=_sizes(points, fitted),
+            sizes=_sizes(points, fitted, resolution.resolution(trials)),
             swept=collectives.fits(swept).to_dict("records"),
             figures=drawn,
         ),
@@ -115,6 +116,8 @@ def page(name: str) -> jinja2.Template:
         "share": shares.share,
         "give_or_take": shares.give_or_take,
         "off_by": shares.off_by,
+        "devices": lambda count: answer.devices(int(count)),
+        "told_apart": resolution.told_apart,
         "ratio": lambda row, name, digits=0: shares.ratio(*_with_ends(row, name), digits),
         "known": lambda row, name: row[f"{name}_low"] == row[f"{name}_low"],
         "ends": lambda row, name: shares.ends(row[f"{name}_low"], row[f"{name}_high"]),
@@ -248,8 +251,9 @@ def _draw(found: Frames, made: Tables, fitted: pd.DataFrame, trials_path: Path) 
         drawn["ways"] = figures.ways(made.ways)
     if len(made.compilation):
         drawn["compilation"] = figures.compilation(points, made.compilation)
-    if fitted.best.any():
-        drawn["laws"] = figures.laws(points, fitted)
+    usual = _usual(fitted[fitted.workload.isin(points.workload)], points)
+    if (usual.law != "").any():
+        drawn["laws"] = figures.laws(points, usual)
     if points.joules_per_image.notna().any():
         drawn["energy"] = figures.energy(points)
     drawn |= _draw_devices(found, trials, trials_path)
@@ -340,12 +344,10 @@ def _tables(points: pd.DataFrame) -> list[dict[str, Any]]:
     ]
 
 
-def _usual(trials: pd.DataFrame, points: pd.DataFrame) -> pd.DataFrame:
-    """Return the trials of each trainer's usual way: its bare name, which comes first."""
-    if points.empty:
-        return trials
+def _usual(rows: pd.DataFrame, points: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of each trainer's usual way: its bare name, which comes first."""
     by = [*metrics.WORK, "trainer"]
-    return trials.merge(points.groupby(by).series.min().reset_index(), on=[*by, "series"])
+    return rows.merge(points.groupby(by).series.min().reset_index(), on=[*by, "series"])
 
 
 def _causes(points: pd.DataFrame) -> list[dict[str, Any]]:
@@ -360,21 +362,18 @@ def _causes(points: pd.DataFrame) -> list[dict[str, Any]]:
     return found
 
 
-def _sizes(points: pd.DataFrame, fitted: pd.DataFrame) -> list[dict[str, Any]]:
-    """Return a row a series that was measured on several world sizes: which to take, and the laws that fit best."""
+def _sizes(points: pd.DataFrame, fitted: pd.DataFrame, told_apart: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return a row a series that was measured on several world sizes: which to take, which law describes them, and how
+    small a difference between them could be seen.
+    """
     if points.empty:
         return []
     recommended = laws.recommendations(points, answer.EFFICIENCY_FLOOR)
-    several = recommended[recommended.measured.map(len) > 1].to_dict("records")
-    best = fitted[fitted.best.astype(bool)]
-    by_series = {key: rows.to_dict("records") for key, rows in best.groupby(metrics.SERIES)} if len(best) else {}
-    # Where every law that could be fitted has run into an edge, why; of too few world sizes none was.
-    refused = fitted[fitted.reason.notna()].groupby(metrics.SERIES).reason.first() if len(fitted) else {}
-    keys = [tuple(row[column] for column in metrics.SERIES) for row in several]
-    return [
-        row | {"laws": by_series.get(key, []), "no_law": refused.get(key, "too few world sizes")}
-        for row, key in zip(several, keys, strict=True)
-    ]
+    several = recommended[recommended.measured.map(len) > 1]
+    found: list[dict[str, Any]] = (
+        several.merge(fitted, on=metrics.SERIES).merge(told_apart, on=metrics.SERIES).to_dict("records")
+    )
+    return found
 
 
 def _notices(notices: pd.DataFrame, trials: pd.DataFrame) -> list[dict[str, Any]]:
@@ -460,8 +459,9 @@ _CAPTIONS = {
     "an interval that reaches across the line shows no difference.",
     "compilation": "Seconds so far over steps so far, on the smallest world size: tracing, compiling and capturing are "
     "in the first step. Caches of compiled code are empty at every start.",
-    "laws": "Measured medians, and the laws that describe them best by AICc, fitted to all repeats. Past the largest "
-    "size measured a band is the uncertainty of the repeats alone: between laws that are as good, believe neither.",
+    "laws": "Measured medians, the law that describes them, and by how much it misses the largest size when it is "
+    "fitted without it. Past the largest size the band is as wide as that of every law that fits as well. It knows of "
+    "no limit that was not reached yet: a network that is full, or an exchange that no longer hides behind computing.",
     "energy": "Energy of the trial's GPUs, or on CPU of its hosts' processors and memory (RAPL), over the images of "
     "the timed windows.",
     "timeline": "The first repeat of each trainer at its largest world size. On GPU busy is the share of time in which "

@@ -362,3 +362,15 @@ def test_results_have_the_columns_others_rely_on(make_trial: MakeTrial, make_rec
 def test_a_missing_column_is_named_at_the_door() -> None:
     with pytest.raises(ValueError, match="no column measured_steps, measured_s; it has global_batch"):
         metrics.with_throughput(pd.DataFrame({"global_batch": [1]}))
+
+
+def test_efficiency_surely_above_100_percent_sends_the_reader_to_the_reference(
+    make_trial: MakeTrial, make_record: MakeRecord
+) -> None:
+    """A step of 100 ms alone and of 80 ms on two devices: 1.25 of the reference's throughput per device."""
+    steps = {1: 0.1, 2: 0.08, 4: 0.0999}
+    step_s = {("torch-ddp", n): [s, s * 1.001, s * 0.999, s * 1.002, s * 0.998] for n, s in steps.items()}
+    _, trials, points = analysed(study(make_trial, make_record, step_s))
+    [said] = [sentence for _, told in sentences_of(points, trials) for sentence in told if "check the" in sentence]
+    assert said.startswith("torch-ddp keeps 1.25× (95 % interval 1.2")
+    assert "of its 1 device throughput per device on 2 devices, above 100 %: check the reference" in said

@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from scalestudy.analysis import figures
+from scalestudy.analysis import figures, report
 from scalestudy.analysis.canvas import Figure
 from scalestudy.analysis.report import write_report
 from scalestudy.launch.folder import StudyFolder
@@ -102,6 +102,32 @@ def test_ways_to_run_a_trainer_have_figures_of_their_own(
     assert "torch-ddp bucket_cap_mb=8" in html
     # Eleven series: more than lines can be told apart, and the report says what it left out of them.
     assert "drawn in its usual one" in html
+
+
+def test_every_workload_has_its_law_though_six_are_drawn(
+    tmp_path: Path,
+    make_trial: Callable[..., Trial],
+    make_record: Callable[..., Record],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Seven batch sizes on 1, 2, 4 and 8 devices, in steps that grow by 3 % a device."""
+    folder = StudyFolder(tmp_path / "out")
+    folder.create("t")
+    for batch in range(1, 8):
+        for size in (1, 2, 4, 8):
+            for repeat in range(2):
+                trial = make_trial(world_size=size, per_device_batch=batch, repeat=repeat)
+                record = make_record(trial, 0.1 * (1 + 0.03 * (size - 1)) * (1 + repeat / 1000))
+                folder.finish(folder.begin(trial), record)
+    # The table is what counts here, and drawing takes ten times as long.
+    monkeypatch.setattr(report, "_draw", lambda *_: {})
+    html = write_report(folder.path).html.read_text()
+    table = html[html.index("Which world size to take") :]
+    assert table.count("Amdahl: serial 0.03 ") == 7
+    assert table.count("leaving out 8 devices, it missed them by 0.0%") == 7
+    assert "too few world sizes" not in html
+    assert table.count("nothing is said past 8 devices: a node ends there, and several were not measured") == 7
+    assert table.count("4 from 8 devices at 3%: 2 repeats are enough, they see 0.0%") == 7
 
 
 def test_a_damaged_record_is_left_out_and_named(out: Path) -> None:
