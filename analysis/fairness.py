@@ -60,6 +60,10 @@ def traps(trials: pd.DataFrame) -> Iterator[tuple[str, str, str]]:
         yield row.trial, "far from GPU", f"{row.far_ranks:.0f} rank{'s' if row.far_ranks > 1 else ''}"
     for row in ok[ok.changed_at.notna()].itertuples():
         yield row.trial, "changed", f"{row.changed_by:+.0%} from window {row.changed_at + 1:.0f} on"
+    for row in ok[ok.drifted_by > 0].itertuples():
+        yield row.trial, "drifted", f"by {row.drifted_by:+.0%}"
+    for row in ok[ok.drifted_by < 0].itertuples():
+        yield row.trial, "warming up", f"by {-row.drifted_by:.0%}"
     for row in ok[ok.apart > 0].itertuples():
         yield row.trial, "windows apart", f"{row.apart:.0f} window{'s' if row.apart > 1 else ''}"
     for row in ok[ok.flat_loss_late.notna()].itertuples():

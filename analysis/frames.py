@@ -86,6 +86,8 @@ def frames(records: Iterable[Record], trials_path: Path) -> Frames:
     use: list[tuple[Any, ...]] = []
     notices: list[tuple[str, str, str]] = []
     ranks: list[tuple[Any, ...]] = []
+    step_times_s: list[NDArray[np.float64]] = []
+    warm_ups_s: list[NDArray[np.float64]] = []
     for record in records:
         row = trial_row(record.trial) | {
             "launcher": record.environment.launcher,
@@ -120,14 +122,15 @@ def frames(records: Iterable[Record], trials_path: Path) -> Frames:
         row["sharing_ranks"] = len(placement.sharing(record.reports))
         row["far_ranks"] = len(placement.far_from_gpu(record.reports))
         row["throttled_share"] = contention.throttled_share(record.reports)
-        row |= steadiness(seconds.max(axis=0) / steps)
+        step_times_s.append(seconds.max(axis=0) / steps)
+        warm_ups_s.append(warm_up_seconds(record.reports))
         if (flat := unlearned(curve(record.reports), record.trial.data)) is not None:
             row["flat_loss_first"], row["flat_loss_late"] = flat
         ranks += ((row["trial"], *rank) for rank in rank_steps(record.reports))
         row["training_images"] = record.reports[0].training_images
         phases += [(row["trial"], phase, phase_s[phase]) for phase in PHASES if phase in phase_s]
         memory += processes
-        windows.append((row["trial"], np.arange(len(steps)), seconds.max(axis=0) / steps))
+        windows.append((row["trial"], np.arange(len(steps)), step_times_s[-1]))
         losses.append((row["trial"], *_losses(record)))
         sampled = devices.nodes(record, trials_path / record.trial.folder_name)
         use += devices.use_rows(record, sampled)
@@ -138,6 +141,10 @@ def frames(records: Iterable[Record], trials_path: Path) -> Frames:
         # Eight devices of one node are not the same as one of eight nodes; on one node there is nothing to tell apart.
         for row in trials:
             row["workload"] += f", {row['devices_per_node']} device{'s' if row['devices_per_node'] > 1 else ''} a node"
+    steady = steadiness(step_times_s, warm_ups_s)
+    measured = [row for row in trials if row["outcome"] == "ok"]
+    for row, found in zip(measured, steady.to_dict("records"), strict=True):
+        row |= found
     return Frames(
         trials=pd.DataFrame(trials).reindex(columns=_TRIAL_COLUMNS),
         windows=_together(windows, ["trial", "window", "step_time_s"]),
@@ -200,6 +207,15 @@ def window_seconds(reports: tuple[RankReport, ...]) -> tuple[NDArray[np.float64]
     """Return each window's seconds, ranks × windows, and its steps, which are the same on every rank."""
     stacked = np.array([report.windows for report in reports], dtype=np.float64)
     return stacked[:, :, 1] - stacked[:, :, 0], stacked[0, :, 2].astype(np.int64)
+
+
+def warm_up_seconds(reports: tuple[RankReport, ...]) -> NDArray[np.float64]:
+    """Return the slowest rank's seconds a step in every window of the warm-up; none where ranks have different ones."""
+    if len({len(report.warm_up_windows) for report in reports}) > 1 or not reports[0].warm_up_windows:
+        return np.empty(0)
+    stacked = np.array([report.warm_up_windows for report in reports], dtype=np.float64)
+    found: NDArray[np.float64] = ((stacked[:, :, 1] - stacked[:, :, 0]) / np.maximum(stacked[:, :, 2], 1)).max(axis=0)
+    return found
 
 
 def part_times(reports: tuple[RankReport, ...]) -> dict[str, Any]:
@@ -367,6 +383,7 @@ _TRIAL_COLUMNS = [
     "within",
     "changed_at",
     "changed_by",
+    "drifted_by",
     "apart",
     "flat_loss_first",
     "flat_loss_late",

@@ -131,6 +131,7 @@ def points(trials: pd.DataFrame) -> pd.DataFrame:
     """
     need(trials, [*POINT, "throughput_images_per_s", "reference_world_size"])
     measured = trials[trials.throughput_images_per_s.notna()]
+    measured = measured.assign(moved=measured.changed_at.notna() | measured.drifted_by.notna())
     groups = measured.groupby(POINT, sort=True)
     table = (
         groups.agg(
@@ -154,7 +155,7 @@ def points(trials: pd.DataFrame) -> pd.DataFrame:
             joules_per_image=("joules_per_image", "median"),
             images_per_s_per_w=("images_per_s_per_w", "median"),
             within=("within", "median"),
-            changed=("changed_at", "count"),
+            changed=("moved", "sum"),
             apart=("apart", "sum"),
         )
         .reset_index()

@@ -406,6 +406,9 @@ _NOTICES = {
     "far from GPU": "had ranks on CPUs of another NUMA node than their GPU: copies to it take the longer way",
     "ranks": "left reports of some devices alone",
     "changed": "changed in step time while timed",
+    "drifted": "drifted in step time while timed",
+    "warming up": "had not warmed up: step time still fell while timed, and its speed is understated. Raise "
+    "measurement.warm_up_min_s",
     "windows apart": "had windows far from the others",
     "unlearned": "learned nothing that shows, as from images of noise or in too few steps; their speed counts",
     "repeat apart": "came out far from the other repeats of the point",

@@ -91,12 +91,15 @@ def timed(report: RankReport, step_times_s: list[float]) -> dict[str, object]:
 
 def test_traps_are_named(make_trial: MakeTrial, make_record: MakeRecord) -> None:
     steady = [0.1, 0.101, 0.099, 0.1, 0.1, 0.101, 0.099, 0.1, 0.1, 0.1]
+    falls = [s * (1.09 - 0.01 * index) for index, s in enumerate(steady)]
     plain = make_record(make_trial(repeat=0, world_size=2))
     cases = {
         "steady": (plain, steady),
         "short": (make_record(make_trial(repeat=1, world_size=2)), [0.1]),
         "changed": (make_record(make_trial(repeat=2, world_size=2)), steady[:5] + [1.2 * s for s in steady[5:]]),
         "windows apart": (make_record(make_trial(repeat=3, world_size=2)), [*steady, 0.3]),
+        "drifted": (make_record(make_trial(repeat=5, world_size=2)), [0.1 * 1.01**i for i in range(10)]),
+        "warming up": (make_record(make_trial(repeat=6, world_size=2)), falls),
         "ranks": (plain.model_copy(update={"trial": make_trial(repeat=4, world_size=2)}), steady),
     }
     records = {kind: changed(record, **timed(record.reports[0], times)) for kind, (record, times) in cases.items()}
@@ -108,6 +111,8 @@ def test_traps_are_named(make_trial: MakeTrial, make_record: MakeRecord) -> None
         ("short", "short"): "0.5 s timed in all; raise measurement.windows",
         ("changed", "changed"): "+20% from window 6 on",
         ("windows apart", "windows apart"): "1 window",
+        ("drifted", "drifted"): "by +9%",
+        ("warming up", "warming up"): "by 8%",
         ("ranks", "ranks"): "1 of 2 devices",
     }
 
