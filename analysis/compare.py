@@ -59,7 +59,8 @@ def compare(base: Path, new: Path, tolerance: float) -> Comparison:
     """Match two folders point by point; raises ValueError where one of them holds no record."""
     (base_facts, base_trials, base_damaged), (new_facts, new_trials, new_damaged) = map(_read, (base, new))
     together, unlike = guarded(
-        pd.concat([base_trials.assign(side="base"), new_trials.assign(side="new")], ignore_index=True)
+        pd.concat([base_trials.assign(side="base"), new_trials.assign(side="new")], ignore_index=True),
+        work_alone=True,
     )
     base_trials, new_trials = (together[together.side == side] for side in ("base", "new"))
     there, here = (trials[trials.throughput_images_per_s.notna()] for trials in (base_trials, new_trials))

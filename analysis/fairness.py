@@ -4,36 +4,59 @@ from collections.abc import Iterator
 
 import pandas as pd
 
-from scalestudy.analysis.metrics import WORK
+from scalestudy.analysis import conditions
+from scalestudy.analysis.metrics import POINT, WORK
 from scalestudy.analysis.steadiness import apart
 from scalestudy.trainers.trainer import TRAINERS
 
-# What a workload does not say, and must be equal all the same, with its words.
-_GUARDED = {
-    "parameter_count": "{:,.0f} parameters",
-    "tf32": "TF32 {:.0f}",
-    "pinned_cpus": "{:.0f} CPUs pinned a device",
-    "loader_workers": "{:.0f} loader workers",
-}
 # Less than this was timed in all: what a machine does now and then is not in it.
 _SHORTEST_S = 1.5
+_MOST_NAMED = 4
 
 
-def guarded(trials: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
-    """Return the trials with workloads split where they were not the same work, and a sentence for each split."""
+def guarded(trials: pd.DataFrame, *, work_alone: bool = False) -> tuple[pd.DataFrame, list[str]]:
+    """Return the trials with workloads split where their conditions differ, and a sentence for each that was split.
+
+    A trial that does not tell a condition stays with the others that do not. `work_alone`: only what was done and how
+    it was measured must be equal, not on what.
+    """
     said: list[str] = []
     ok = trials[trials.outcome == "ok"]
+    if work_alone:
+        ok = ok.assign(conditions=ok.conditions.map(conditions.work_alone))
     workloads = trials.workload.copy()
     for (workload, *_), group in ok.groupby(WORK):
-        for column, words in _GUARDED.items():
-            if group[column].nunique(dropna=True) < 2:
-                continue
-            named = group[column].map(lambda value, words=words: words.format(value), na_action="ignore")
-            workloads.loc[group.index] += (", " + named).fillna("")
-            who = group.groupby(named.fillna("unknown")).series.unique()
-            sides = "; ".join(f"{value}: {', '.join(sorted(series))}" for value, series in who.items())
-            said.append(f"{workload}: not put on one axis, the work was not the same. {sides}.")
+        kinds, each = pd.factorize(group.conditions)
+        told = pd.DataFrame([dict(pairs) for pairs in each])
+        differing = told.loc[:, told.nunique() > 1].fillna("")
+        if differing.columns.empty:
+            continue
+        short = _distinguishing(differing)
+        by_trial = differing.iloc[kinds]
+        workloads.loc[group.index] += _joined(by_trial[short], before=True).to_numpy()
+        who = group.series.groupby(_joined(by_trial).to_numpy()).unique()
+        sides = "; ".join(f"{value or 'the others'}: {', '.join(sorted(series))}" for value, series in who.items())
+        said.append(f"{workload}: not put on one axis, the work or what it was done on was not the same. {sides}.")
     return trials.assign(workload=workloads), said
+
+
+def once(trials: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+    """Return the trials with one for every point and repeat, the first that was started, and what is left out in words.
+
+    Two are there where a study was edited in a limit, such as a deadline, and run again into the same folder.
+    """
+    key = [*POINT, "repeat"]
+    ok = trials[trials.outcome == "ok"].sort_values(["started_at", "folder_name"])
+    again = ok[ok.duplicated(key)]
+    first = again.merge(ok.drop_duplicates(key)[[*key, "folder_name"]], on=key, suffixes=("", "_first"))
+    said = [
+        f"{row.folder_name} measured the same repeat of the same point as {row.folder_name_first}, and later: it is "
+        "left out."
+        for row in first.head(_MOST_NAMED).itertuples()
+    ]
+    if len(first) > _MOST_NAMED:
+        said.append(f"So are {len(first) - _MOST_NAMED} more.")
+    return trials.drop(again.index), said
 
 
 def traps(trials: pd.DataFrame) -> Iterator[tuple[str, str, str]]:
@@ -64,6 +87,8 @@ def traps(trials: pd.DataFrame) -> Iterator[tuple[str, str, str]]:
         yield row.trial, "drifted", f"by {row.drifted_by:+.0%}"
     for row in ok[ok.drifted_by < 0].itertuples():
         yield row.trial, "warming up", f"by {-row.drifted_by:.0%}"
+    for row in ok[ok.device_models.str.len() > 1].itertuples():
+        yield row.trial, "mixed", " + ".join(row.device_models)
     for row in ok[ok.apart > 0].itertuples():
         yield row.trial, "windows apart", f"{row.apart:.0f} window{'s' if row.apart > 1 else ''}"
     for row in ok[ok.flat_loss_late.notna()].itertuples():
@@ -73,3 +98,23 @@ def traps(trials: pd.DataFrame) -> Iterator[tuple[str, str, str]]:
         for row in group[far].itertuples():
             off = row.throughput_images_per_s / group.throughput_images_per_s.median() - 1
             yield row.trial, "repeat apart", f"{off:+.0%} against the median of its {len(group)} repeats"
+
+
+def _distinguishing(differing: pd.DataFrame) -> list[str]:
+    """Return the first columns that tell rows apart as well as all do: what changed together is named once."""
+    chosen: list[str] = []
+    kinds = 1
+    for column in differing.columns:
+        more = len(differing[[*chosen, column]].drop_duplicates())
+        if more > kinds:
+            chosen, kinds = [*chosen, column], more
+    return chosen
+
+
+def _joined(words: pd.DataFrame, *, before: bool = False) -> pd.Series:
+    """Return each row's words with commas between them, and before them."""
+    joined = pd.Series("", index=range(len(words)))
+    for column in words:
+        own = words[column].reset_index(drop=True)
+        joined += own.where(own == "", ", " + own)
+    return joined if before else joined.str.removeprefix(", ")

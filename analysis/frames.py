@@ -11,6 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from scalestudy.analysis import contention, devices, placement
+from scalestudy.analysis.conditions import conditions, device_models
 from scalestudy.analysis.losses import curve, unlearned
 from scalestudy.analysis.steadiness import steadiness
 from scalestudy.trainers.files import RECORD_NAME, DamagedError, read_record, record_paths
@@ -116,9 +117,9 @@ def frames(records: Iterable[Record], trials_path: Path) -> Frames:
             (_peak_bytes(report.warm_up_memory) for report in record.reports if report.warm_up_memory), default=None
         )
         row["test_accuracy"] = record.reports[0].test_accuracy
-        row["parameter_count"] = record.reports[0].parameter_count
         row["told_devices"] = sum(report.replicas for report in record.reports)
-        row |= _settings(record)
+        row["conditions"] = conditions(record)
+        row["device_models"] = device_models(record)
         row["sharing_ranks"] = len(placement.sharing(record.reports))
         row["far_ranks"] = len(placement.far_from_gpu(record.reports))
         row["throttled_share"] = contention.throttled_share(record.reports)
@@ -192,7 +193,6 @@ def trial_row(trial: Trial) -> dict[str, Any]:
         "data": data.name,
         "device": trial.device,
         "threads_per_device": trial.threads_per_device,
-        "loader_workers": None if data.source == "synthetic" else trial.loader_workers,
         # Trials of one workload are the same work, whoever does it: only those are set against each other.
         "workload": ", ".join(work),
     }
@@ -277,14 +277,6 @@ def rank_steps(reports: tuple[RankReport, ...]) -> Iterator[tuple[Any, ...]]:
         yield report.rank.rank, report.rank.host, share, *percentiles
 
 
-def _settings(record: Record) -> dict[str, Any]:
-    """Return what governs the ranks and must be equal before two trials are the same work."""
-    first = record.reports[0]
-    if first.software is None:
-        return {}
-    return {"tf32": first.software.settings.get("tf32"), "pinned_cpus": len(first.software.cpus) / first.replicas}
-
-
 def _seconds_a_step(windows: tuple[Window, ...]) -> float:
     if not windows:
         return float("nan")
@@ -348,7 +340,6 @@ _TRIAL_COLUMNS = [
     "data",
     "device",
     "threads_per_device",
-    "loader_workers",
     "workload",
     "outcome",
     "reason",
@@ -372,11 +363,10 @@ _TRIAL_COLUMNS = [
     "peak_memory_bytes",
     "warm_up_peak_bytes",
     "test_accuracy",
-    "parameter_count",
     "training_images",
     "told_devices",
-    "tf32",
-    "pinned_cpus",
+    "conditions",
+    "device_models",
     "sharing_ranks",
     "far_ranks",
     "throttled_share",

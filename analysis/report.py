@@ -400,6 +400,7 @@ _NOTICES = {
     "telemetry": "has no telemetry of a node",
     "without": "stopped after the timed windows, which stand, and did not measure what was to follow",
     "short": "ended after too short a time to be believed",
+    "mixed": "ran on devices of different models: the slowest set the pace of all",
     "shared cores": "had ranks share the hardware threads of a core: its efficiency is in part that of hyper-threading",
     "in turns": "had its devices compute one after the other, as XLA does on a CPU: what reads as slower computing at "
     "more devices is that, and no scaling",

@@ -10,7 +10,8 @@ from scalestudy.analysis.frames import Frames
 
 @dataclass(frozen=True, kw_only=True)
 class Tables:
-    """trials: a row a trial, all metrics added. points: a row a point. unlike: what is not put on one axis, in words.
+    """trials: a row a trial, all metrics added. points: a row a point. unlike: what is not put on one axis
+    or left out, in words.
 
     comparisons, ways, compilation: see `differences`; empty where nothing was measured.
     """
@@ -26,6 +27,7 @@ class Tables:
 def tables(found: Frames) -> Tables:
     """Return all tables of a study."""
     trials, unlike = fairness.guarded(found.trials)
+    trials, again = fairness.once(trials)
     trials = metrics.with_efficiency(metrics.with_throughput(trials))
     trials = causes.with_causes(metrics.with_devices(trials, found.devices))
     points = metrics.points(trials)
@@ -35,4 +37,6 @@ def tables(found: Frames) -> Tables:
         table(points, trials) if len(points) else pd.DataFrame()
         for table in (differences.comparisons, differences.ways, differences.compilation)
     )
-    return Tables(trials=trials, points=points, comparisons=compared, ways=ways, compilation=compilation, unlike=unlike)
+    return Tables(
+        trials=trials, points=points, comparisons=compared, ways=ways, compilation=compilation, unlike=[*unlike, *again]
+    )
