@@ -12,6 +12,14 @@ from scalestudy.trainers.trainer import TRAINERS
 # Less than this was timed in all: what a machine does now and then is not in it.
 _SHORTEST_S = 1.5
 _MOST_NAMED = 4
+# By outcome, the first that is there counts.
+_WITHOUT = {
+    "oom": "ran out of memory",
+    "timeout": "did not end in time",
+    "diverged": "diverged",
+    "failed": "failed",
+    "skipped": "was skipped",
+}
 
 
 def guarded(trials: pd.DataFrame, *, work_alone: bool = False) -> tuple[pd.DataFrame, list[str]]:
@@ -59,6 +67,33 @@ def once(trials: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     return trials.drop(again.index), said
 
 
+def references(trials: pd.DataFrame) -> Iterator[str]:
+    """Yield in words what each workload's efficiency stands against, where that is not its smallest size; and why."""
+    for (workload, scaling, *_), group in trials.groupby(WORK):
+        measured = group[group.throughput_images_per_s.notna()]
+        # Of a series that was measured on one size there is no efficiency.
+        sizes = measured.groupby("series").world_size
+        scaled = measured[sizes.transform("nunique") > 1]
+        against = scaled.groupby("series").reference_world_size.first().astype(int)
+        if against.nunique() > 1:
+            each = ", ".join(f"{series} against {_devices(size)}" for series, size in against.items())
+            yield (
+                f"{workload}, {scaling} scaling: no world size was measured by all trainers with a larger one beyond "
+                f"it, so that efficiency and speedup are not to be compared between them: {each}."
+            )
+        elif len(against) and (below := sorted(set(scaled.world_size[scaled.world_size < against.iloc[0]]))):
+            have = {series: set(some) for series, some in scaled.groupby("series").world_size}
+            missing = [(series, size) for size in below for series in have if size not in have[series]]
+            why = "; ".join(
+                f"{series} {_why_not(group[(group.series == series) & (group.world_size == size)])} on {_devices(size)}"
+                for series, size in missing[:_MOST_NAMED]
+            ) + ("; and more" if len(missing) > _MOST_NAMED else "")
+            yield (
+                f"{workload}, {scaling} scaling: efficiency and speedup stand against {_devices(against.iloc[0])}, the "
+                f"smallest size that all trainers measured: {why}."
+            )
+
+
 def traps(trials: pd.DataFrame) -> Iterator[tuple[str, str, str]]:
     """Yield trial, kind and text of what makes a trial's number less than it seems; needs with_throughput."""
     ok = trials[trials.outcome == "ok"]
@@ -87,7 +122,7 @@ def traps(trials: pd.DataFrame) -> Iterator[tuple[str, str, str]]:
         yield row.trial, "drifted", f"by {row.drifted_by:+.0%}"
     for row in ok[ok.drifted_by < 0].itertuples():
         yield row.trial, "warming up", f"by {-row.drifted_by:.0%}"
-    for row in ok[ok.device_models.str.len() > 1].itertuples():
+    for row in ok[ok.device_models.map(len) > 1].itertuples():
         yield row.trial, "mixed", " + ".join(row.device_models)
     for row in ok[ok.apart > 0].itertuples():
         yield row.trial, "windows apart", f"{row.apart:.0f} window{'s' if row.apart > 1 else ''}"
@@ -118,3 +153,15 @@ def _joined(words: pd.DataFrame, *, before: bool = False) -> pd.Series:
         own = words[column].reset_index(drop=True)
         joined += own.where(own == "", ", " + own)
     return joined if before else joined.str.removeprefix(", ")
+
+
+def _why_not(tried: pd.DataFrame) -> str:
+    """Return in words why a point has no result, from its trials."""
+    for outcome, words in _WITHOUT.items():
+        if (tried.outcome == outcome).any():
+            return words
+    return "was not measured"
+
+
+def _devices(count: int) -> str:
+    return f"{count} device{'s' if count > 1 else ''}"

@@ -61,15 +61,14 @@ def with_throughput(trials: pd.DataFrame) -> pd.DataFrame:
 
 
 def with_efficiency(trials: pd.DataFrame) -> pd.DataFrame:
-    """Add reference_world_size, speedup and efficiency against the series' smallest world size measured.
+    """Add reference_world_size, speedup and efficiency against the reference, see `references`.
 
-    speedup(n) = throughput(n) / median throughput(reference); efficiency(n) = speedup(n) / (n / reference).
-    In weak and in strong scaling alike, since throughput counts images, not steps.
+    speedup(n) = throughput(n) / median throughput(reference); efficiency(n) = speedup(n) / (n / reference): throughput
+    per device over that at the reference, for sizes below it too. In weak and in strong scaling alike, since throughput
+    counts images, not steps.
     """
     need(trials, [*POINT, "throughput_images_per_s"])
-    measured = trials[trials.throughput_images_per_s.notna()]
-    smallest = measured.groupby(SERIES).world_size.min().rename("reference_world_size").reset_index()
-    with_reference = trials.merge(smallest, on=SERIES, how="left")
+    with_reference = trials.merge(references(trials), on=SERIES, how="left")
     at_reference = with_reference[with_reference.world_size == with_reference.reference_world_size]
     reference = at_reference.groupby(SERIES).throughput_images_per_s.median().rename("_reference").reset_index()
     joined = with_reference.merge(reference, on=SERIES, how="left")
@@ -77,6 +76,26 @@ def with_efficiency(trials: pd.DataFrame) -> pd.DataFrame:
     return joined.drop(columns="_reference").assign(
         speedup=speedup, efficiency=speedup * joined.reference_world_size / joined.world_size
     )
+
+
+def references(trials: pd.DataFrame) -> pd.DataFrame:
+    """Return each measured series with its reference_world_size, one for all series of a workload that has one.
+
+    The smallest size that all of them measured and go beyond: on one axis two references would show two equal trainers
+    as unequal. Where there is none, and of a series measured on one size alone, its own smallest.
+    """
+    measured = trials[trials.throughput_images_per_s.notna()]
+    sizes = measured.drop_duplicates(POINT)[POINT]
+    own = sizes.groupby(SERIES).world_size.agg(["min", "max"]).reset_index()
+    scaling = own[own["min"] < own["max"]]
+    shared = sizes.merge(scaling, on=SERIES)
+    shared = shared[shared.world_size < shared["max"]]
+    by_all = shared.groupby([*WORK, "world_size"]).size().rename("count").reset_index()
+    by_all = by_all.merge(scaling.groupby(WORK).size().rename("of").reset_index(), on=WORK)
+    common = by_all[by_all["count"] == by_all["of"]].groupby(WORK).world_size.min().rename("common").reset_index()
+    found = own.merge(common, on=WORK, how="left")
+    smallest = found["common"].where(found["min"] < found["max"]).fillna(found["min"]).astype(np.int64)
+    return found[SERIES].assign(reference_world_size=smallest)
 
 
 def with_devices(trials: pd.DataFrame, devices: pd.DataFrame) -> pd.DataFrame:

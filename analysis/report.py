@@ -219,10 +219,10 @@ def _draw(found: Frames, made: Tables, fitted: pd.DataFrame, trials_path: Path) 
     if points.empty:
         return {}
     drawn = {
-        "efficiency": figures.efficiency(points),
+        "efficiency": figures.efficiency(points, trials),
         **_draw_causes(found, trials, points),
-        "throughput_per_device": figures.throughput_per_device(points),
-        "speedup": figures.speedup(points),
+        "throughput_per_device": figures.throughput_per_device(points, trials),
+        "speedup": figures.speedup(points, trials),
         "step_time": figures.step_time(metrics.step_time_spread(found.windows, trials)),
         "memory": figures.memory(points),
         "set_up": figures.set_up(metrics.phase_times(found.phases, trials)),
@@ -234,7 +234,7 @@ def _draw(found: Frames, made: Tables, fitted: pd.DataFrame, trials_path: Path) 
     if fitted.best.any():
         drawn["laws"] = figures.laws(points, fitted)
     if points.joules_per_image.notna().any():
-        drawn["energy"] = figures.energy(points)
+        drawn["energy"] = figures.energy(points, trials)
     drawn |= _draw_devices(found, trials, trials_path)
     losses = metrics.loss_curves(found.losses, trials)
     return drawn if losses.empty else drawn | {"loss_curves": figures.loss_curves(losses)}
@@ -416,9 +416,9 @@ _NOTICES = {
 }
 
 _CAPTIONS = {
-    "efficiency": "Throughput per device over that at the smallest world size measured. "
-    "100 % means that no device's time is lost to scaling.",
-    "waterfall": "What every device could deliver, were it as at the smallest world size, and what takes it away: "
+    "efficiency": "Throughput per device over that at the reference, the smallest world size that all trainers "
+    "measured. 100 % means that no device's time is lost to scaling.",
+    "waterfall": "What every device could deliver, were it as at the reference, and what takes it away: "
     "slower computing, ranks that are not alike, communication that is not hidden behind computing, and input. The "
     "trial of median efficiency at the largest world size; the factors' product is its efficiency.",
     "overlap": "Medians over repeats at the largest world size. Grey: as many bytes as a step exchanges, and no step. "
@@ -431,7 +431,7 @@ _CAPTIONS = {
     "2 (n − 1) / n: what every link of a ring carries. Sizes in powers of 1024.",
     "throughput_per_device": "The same in absolute terms: a trainer that scales badly from a high start "
     "may still be the faster one.",
-    "speedup": "Throughput over that at the smallest world size measured; "
+    "speedup": "Throughput over that at the reference, the smallest world size that all trainers measured; "
     "the dashed line is where every added device counts in full.",
     "step_time": "Seconds a step of the slowest rank, window by window, over all repeats.",
     "memory": "Median over repeats of the fullest process: on GPU the device allocator's peak in the timed windows, on "

@@ -11,7 +11,7 @@ from scalestudy.analysis.frames import Frames
 @dataclass(frozen=True, kw_only=True)
 class Tables:
     """trials: a row a trial, all metrics added. points: a row a point. unlike: what is not put on one axis
-    or left out, in words.
+    or left out, and what efficiency stands against, in words.
 
     comparisons, ways, compilation: see `differences`; empty where nothing was measured.
     """
@@ -38,5 +38,10 @@ def tables(found: Frames) -> Tables:
         for table in (differences.comparisons, differences.ways, differences.compilation)
     )
     return Tables(
-        trials=trials, points=points, comparisons=compared, ways=ways, compilation=compilation, unlike=[*unlike, *again]
+        trials=trials,
+        points=points,
+        comparisons=compared,
+        ways=ways,
+        compilation=compilation,
+        unlike=[*unlike, *again, *fairness.references(trials)],
     )
