@@ -87,7 +87,7 @@ def movements(rows: Values, before: Values | None = None) -> Movements:
     Two regressions of the logarithms, values far off drawn in: two levels and a line. Of them the better by the
     Bayesian information criterion, a place counted twice (Zhang & Siegmund 2007: it is no regular parameter). F times
     (1 - r) / (1 + r), with r the lag-1 autocorrelation of what is left, against its distribution in autoregressive
-    series, see `_tail`. By simulation (see the tests) p is below 5 % with a probability of 1 % where windows do not
+    series, see `_of_noise`. By simulation (see the tests) p is below 5 % with a probability of 1 % where windows do not
     depend on each other, and of 5 % where r is 0.6. Permuting blocks does not hold that: 20 windows are too few blocks.
     """
     timed = rows.shape[1]
@@ -98,7 +98,7 @@ def movements(rows: Values, before: Values | None = None) -> Movements:
         return Movements(nothing, nothing, nothing, np.ones(len(rows)))
     # What is timed begins there.
     first = (whole.shape[1] - timed) // together
-    values = _drawn_in(np.log(np.maximum(values, np.finfo(float).tiny)), LEAST_CHANGE)
+    values = drawn_in(np.log(np.maximum(values, np.finfo(float).tiny)), LEAST_CHANGE)
     step, drift = _step(values), _drift(values)
     changed = count * (np.log1p(step.plain / (count - 2)) - np.log1p(drift.plain / (count - 2))) > 2 * np.log(count)
     at = np.clip(step.place * together - (whole.shape[1] - timed), 1, timed - 1)
@@ -106,7 +106,15 @@ def movements(rows: Values, before: Values | None = None) -> Movements:
     changed_by = _medians(rows, late) / _medians(rows, ~late) - 1
     drifted_by = np.expm1(drift.model[:, -1] - drift.model[:, first])
     # Both were tried: p counts twice.
-    p = np.minimum(2 * np.where(changed, _p(_step, count, step.corrected), _p(_drift, count, drift.corrected)), 1)
+    p = np.minimum(
+        2
+        * np.where(
+            changed,
+            beyond(step.corrected, *_of_noise(_step, count)),
+            beyond(drift.corrected, *_of_noise(_drift, count)),
+        ),
+        1,
+    )
     changed &= np.abs(changed_by) >= LEAST_CHANGE
     drifted = ~changed & ((drifted_by >= LEAST_CHANGE) | (drifted_by <= -LEAST_FALL))
     return Movements(
@@ -148,6 +156,28 @@ def apart(rows: Values) -> NDArray[np.bool_]:
     return found
 
 
+def drawn_in(rows: Values, least: float = 0.0) -> Values:
+    """Return the rows with what lies far from their medians drawn in, no nearer than `least`; and centred."""
+    middle = np.median(rows, axis=1, keepdims=True)
+    deviation = np.median(np.abs(rows - middle), axis=1, keepdims=True)
+    far = np.maximum(_APART * _DEVIATION_OF_MEDIAN * deviation, least)
+    near = np.clip(rows - middle, -far, far)
+    found: Values = near - near.mean(axis=1, keepdims=True)
+    return found
+
+
+def tail(statistic: Values) -> tuple[float, float]:
+    """Return what a statistic of noise exceeds in 5 %, and the power with which it grows rarer beyond (Hill 1975)."""
+    critical = float(np.quantile(statistic, 1 - SIGNIFICANCE))
+    return critical, 1 / float(np.log(statistic[statistic > critical] / critical).mean())
+
+
+def beyond(statistic: Values, critical: float, decay: float) -> Values:
+    """Return how often noise reaches a statistic, by its `tail`; 1 where more often than in 5 %."""
+    found: Values = np.where(statistic > critical, SIGNIFICANCE * np.maximum(statistic / critical, 1) ** -decay, 1.0)
+    return found
+
+
 def _medians(rows: Values, where: NDArray[np.bool_]) -> Values:
     found: Values = np.nanmedian(np.where(where, rows, np.nan), axis=1)
     return found
@@ -158,16 +188,6 @@ def _few(rows: Values) -> tuple[Values, int]:
     together = -(-rows.shape[1] // _MOST_WINDOWS)
     whole = rows[:, : rows.shape[1] // together * together]
     return (np.median(whole.reshape(len(rows), -1, together), axis=2) if together > 1 else rows), together
-
-
-def _drawn_in(rows: Values, least: float = 0.0) -> Values:
-    """Return the rows with what lies far from their medians drawn in, no nearer than `least`; and centred."""
-    middle = np.median(rows, axis=1, keepdims=True)
-    deviation = np.median(np.abs(rows - middle), axis=1, keepdims=True)
-    far = np.maximum(_APART * _DEVIATION_OF_MEDIAN * deviation, least)
-    near = np.clip(rows - middle, -far, far)
-    found: Values = near - near.mean(axis=1, keepdims=True)
-    return found
 
 
 def _step(rows: Values) -> _Fit:
@@ -207,19 +227,9 @@ def _fit(rows: Values, model: Values, place: NDArray[np.int64]) -> _Fit:
     return _Fit(model, place, plain, plain * (1 - correlation) / (1 + correlation))
 
 
-def _p(fit: Callable[[Values], _Fit], count: int, corrected: Values) -> Values:
-    """Return how often noise reaches such a statistic, 1 where more often than in 5 %."""
-    critical, decay = _tail(fit, count)
-    found: Values = np.where(corrected > critical, SIGNIFICANCE * np.maximum(corrected / critical, 1) ** -decay, 1.0)
-    return found
-
-
 @lru_cache(maxsize=2 * _MOST_WINDOWS)
-def _tail(fit: Callable[[Values], _Fit], count: int) -> tuple[float, float]:
-    """Return what the statistic of noise exceeds in 5 %, and the power with which it grows rarer beyond (Hill 1975).
-
-    The largest over autoregressive series of normal values that depend on each other more or less.
-    """
+def _of_noise(fit: Callable[[Values], _Fit], count: int) -> tuple[float, float]:
+    """Return the largest `tail` over autoregressive series of normal values that depend on each other more or less."""
     noise = np.random.default_rng(0).normal(size=(_SIMULATED, count))
     found = []
     for correlation in _CORRELATIONS:
@@ -227,7 +237,5 @@ def _tail(fit: Callable[[Values], _Fit], count: int) -> tuple[float, float]:
         for place in range(1, count):
             series[:, place] *= np.sqrt(1 - correlation**2)
             series[:, place] += correlation * series[:, place - 1]
-        statistic = fit(_drawn_in(series)).corrected
-        critical = float(np.quantile(statistic, 1 - SIGNIFICANCE))
-        found.append((critical, 1 / float(np.log(statistic[statistic > critical] / critical).mean())))
+        found.append(tail(fit(drawn_in(series)).corrected))
     return max(found)

@@ -4,14 +4,15 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from scalestudy.analysis import causes, differences, fairness, metrics
+from scalestudy.analysis import causes, differences, fairness, metrics, repeats
 from scalestudy.analysis.frames import Frames
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tables:
     """trials: a row a trial, all metrics added. points: a row a point. unlike: what is not put on one axis
-    or left out, and what efficiency stands against, in words.
+    or left out, what efficiency stands against and how repeats
+    are not alike, in words.
 
     comparisons, ways, compilation: see `differences`; empty where nothing was measured.
     """
@@ -43,5 +44,5 @@ def tables(found: Frames) -> Tables:
         comparisons=compared,
         ways=ways,
         compilation=compilation,
-        unlike=[*unlike, *again, *fairness.references(trials)],
+        unlike=[*unlike, *again, *fairness.references(trials), *repeats.notices(trials)],
     )
