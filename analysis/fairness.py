@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pandas as pd
 
 from scalestudy.analysis import conditions
-from scalestudy.analysis.metrics import POINT, WORK
+from scalestudy.analysis.metrics import POINT, WORK, headings
 from scalestudy.analysis.steadiness import apart
 from scalestudy.trainers.trainer import TRAINERS
 
@@ -69,7 +69,8 @@ def once(trials: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
 
 def references(trials: pd.DataFrame) -> Iterator[str]:
     """Yield in words what each workload's efficiency stands against, where that is not its smallest size; and why."""
-    for (workload, scaling, *_), group in trials.groupby(WORK):
+    named = headings(trials)
+    for key, group in trials.groupby(WORK):
         measured = group[group.throughput_images_per_s.notna()]
         # Of a series that was measured on one size there is no efficiency.
         sizes = measured.groupby("series").world_size
@@ -78,7 +79,7 @@ def references(trials: pd.DataFrame) -> Iterator[str]:
         if against.nunique() > 1:
             each = ", ".join(f"{series} against {_devices(size)}" for series, size in against.items())
             yield (
-                f"{workload}, {scaling} scaling: no world size was measured by all trainers with a larger one beyond "
+                f"{named[key]}: no world size was measured by all trainers with a larger one beyond "
                 f"it, so that efficiency and speedup are not to be compared between them: {each}."
             )
         elif len(against) and (below := sorted(set(scaled.world_size[scaled.world_size < against.iloc[0]]))):
@@ -89,7 +90,7 @@ def references(trials: pd.DataFrame) -> Iterator[str]:
                 for series, size in missing[:_MOST_NAMED]
             ) + ("; and more" if len(missing) > _MOST_NAMED else "")
             yield (
-                f"{workload}, {scaling} scaling: efficiency and speedup stand against {_devices(against.iloc[0])}, the "
+                f"{named[key]}: efficiency and speedup stand against {_devices(against.iloc[0])}, the "
                 f"smallest size that all trainers measured: {why}."
             )
 

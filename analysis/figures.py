@@ -28,7 +28,7 @@ from matplotlib.ticker import (
 )
 
 from scalestudy.analysis.frames import PHASES
-from scalestudy.analysis.metrics import POINT, WORK
+from scalestudy.analysis.metrics import POINT, WORK, headings
 from scalestudy.analysis.shares import share
 
 COLOURS = {
@@ -852,7 +852,7 @@ def _panels(
     by: tuple[str, ...] = (),
 ) -> Figure:
     """Draw one panel a workload, or one for each of its values in the columns `by`, all under one legend."""
-    panels = list(rows.groupby([*WORK, *by], sort=True))
+    panels, named = list(rows.groupby([*WORK, *by], sort=True)), headings(rows)
     columns = min(_COLUMNS, len(panels))
     lines = -(-len(panels) // columns)
     with style():
@@ -864,7 +864,7 @@ def _panels(
             _plain_ticks(axes)
             sns.despine(ax=axes)
             own = " ".join(filter(None, key[len(WORK) :]))
-            words = textwrap.wrap(f"{key[0]}, {key[1]} scaling", 52)
+            words = textwrap.wrap(named[key[: len(WORK)]], 52)
             axes.set_title("\n".join([own, *words] if own else words))
             legend |= _taken_legend(axes)
         for axes in grid.flat[len(panels) :]:

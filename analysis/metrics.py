@@ -293,6 +293,18 @@ def most_measured(points: pd.DataFrame, limit: int) -> list[str]:
     return sorted(by_points.index[:limit])
 
 
+def headings(rows: pd.DataFrame) -> dict[tuple[str, ...], str]:
+    """Return in words every WORK there is; device and launcher are named where the rows have several."""
+    keys = [tuple(key) for key in rows[WORK].drop_duplicates().itertuples(index=False)]
+    _, _, devices, launchers = (set(values) for values in zip(*keys, strict=True)) if keys else [set()] * len(WORK)
+    return {
+        key: f"{key[0]}, {key[1]} scaling"
+        + (f", on {key[2].upper()}s" if len(devices) > 1 else "")
+        + (f", launched by {key[3]}" if len(launchers) > 1 else "")
+        for key in keys
+    }
+
+
 def need(frame: pd.DataFrame, columns: list[str]) -> None:
     missing = [column for column in columns if column not in frame]
     if missing:

@@ -311,9 +311,10 @@ def _tables(points: pd.DataFrame) -> list[dict[str, Any]]:
     """Return a table a workload, its rows by world size and series."""
     if points.empty:
         return []
+    named = metrics.headings(points)
     return [
         {
-            "title": f"{key[0]}, {key[1]} scaling",
+            "title": named[key],
             "rows": rows.sort_values(["world_size", "series"]).to_dict("records"),
         }
         for key, rows in points.groupby(metrics.WORK, sort=True)

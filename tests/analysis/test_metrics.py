@@ -525,3 +525,20 @@ def test_a_trainer_measured_on_one_size_moves_no_reference(make_trial: MakeTrial
     made = tables(frames(study(make_trial, make_record, steps), Path("/nowhere")))
     assert dict(made.points.groupby("series").reference_world_size.first()) == {"torch-ddp": 1, "tf-mirrored": 4}
     assert made.unlike == []
+
+
+def test_headings_name_launcher_and_device_where_they_differ(make_trial: MakeTrial, make_record: MakeRecord) -> None:
+    record = make_record(make_trial())
+    on_slurm = record.environment.model_copy(update={"launcher": "slurm"})
+    alone = tables(frames([record], Path("/nowhere")))
+    two = tables(frames([record, make_record(make_trial(repeat=1), environment=on_slurm)], Path("/nowhere")))
+    endings = [
+        [
+            heading.partition(" scaling")[2]
+            for heading, _ in answer.headline(made.points, made.comparisons, made.compilation)
+        ]
+        for made in (alone, two)
+    ]
+    assert endings == [[""], [", launched by local", ", launched by slurm"]]
+    mixed = pd.DataFrame([("x", "weak", device, "local") for device in ("cpu", "gpu")], columns=metrics.WORK)
+    assert list(metrics.headings(mixed).values()) == ["x, weak scaling, on CPUs", "x, weak scaling, on GPUs"]

@@ -73,8 +73,8 @@ def test_noise_falls_into_groups_no_more_often_than_stated() -> None:
     # Some repeats far slower than the others.
     tails = -0.02 * np.random.default_rng(1).pareto(2.5, size=(8000, 6))
     for draws in (noise(1, 6, 0.02, 8000)[:, 0], noise(1, 10, 0.02, 8000)[:, 0], tails):
-        *_, p = two_groups(np.sort(draws, axis=1))
-        assert (p <= 0.025).mean() < 0.04
+        _, apart, p = two_groups(np.sort(draws, axis=1))
+        assert ((p <= 0.025) & (apart >= np.log(1.02))).mean() < 0.03
 
 
 def test_groups_that_lie_far_apart_are_found() -> None:
