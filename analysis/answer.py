@@ -7,7 +7,7 @@ import pandas as pd
 
 from scalestudy.analysis.causes import CAUSES, CLOSURE_TOLERANCE
 from scalestudy.analysis.intervals import FEWEST_REPEATS, coverage, level, ratio_coverage
-from scalestudy.analysis.metrics import WORK
+from scalestudy.analysis.metrics import WORK, headings
 from scalestudy.analysis.shares import ratio, share
 
 # Below this share of the reference's throughput per device, added devices are said to be poorly used.
@@ -47,10 +47,11 @@ def headline(points: pd.DataFrame, comparisons: pd.DataFrame, compilation: pd.Da
     """Return each workload with its sentences: how its series compare at each world size, how each scales, and when a
     compiled one has paid for itself.
     """
+    named = headings(points)
     compared, compiled = dict(iter(comparisons.groupby(WORK))), dict(iter(compilation.groupby(WORK)))
     return [
         (
-            f"{key[0]}, {key[1]} scaling",
+            named[key],
             [
                 *(_faster(compared[key]) if key in compared else ()),
                 *_scales(rows),

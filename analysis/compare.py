@@ -89,7 +89,8 @@ def compare(base: Path, new: Path, tolerance: float, base_again: Sequence[Path] 
     together, unlike = guarded(
         pd.concat(
             [trials.assign(side=side) for side, (_, trials, _) in zip(sides, read, strict=True)], ignore_index=True
-        )
+        ),
+        work_alone=True,
     )
     base_trials, new_trials, *again = (together[together.side == side] for side in sides)
     there, here = (trials[trials.throughput_images_per_s.notna()] for trials in (base_trials, new_trials))

@@ -29,7 +29,7 @@ from matplotlib.ticker import (
 
 from scalestudy.analysis import intervals
 from scalestudy.analysis.frames import PHASES
-from scalestudy.analysis.metrics import WORK
+from scalestudy.analysis.metrics import POINT, WORK, headings
 from scalestudy.analysis.shares import off_by, share
 
 COLOURS = {
@@ -59,6 +59,8 @@ _CAUSE_NAMES = {
 _LOST, _WON = "#AA4499", "#117733"
 _IDEAL: dict[str, Any] = {"color": "#777777", "linestyle": (0, (4, 3)), "linewidth": 1.2, "zorder": 1}
 _ON_WHITE: dict[str, Any] = {"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.8}
+# How wide the repeats of a point are spread, in octaves of the world size.
+_DOTS = 0.16
 _COLUMNS = 3
 # Of more series the usual way of each trainer is drawn: more lines in a panel cannot be told apart.
 MOST_SERIES = 8
@@ -74,7 +76,7 @@ _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 _EXECUTION_DASHES = {"eager": (0, (1, 1.5)), "graph": (0, (5, 2)), "compiled": "-"}
 
 
-def speedup(points: pd.DataFrame) -> Figure:
+def speedup(points: pd.DataFrame, trials: pd.DataFrame) -> Figure:
     """Draw speedup over the reference with the ideal line."""
 
     def ideal(axes: Axes, rows: pd.DataFrame) -> None:
@@ -84,16 +86,17 @@ def speedup(points: pd.DataFrame) -> Figure:
         axes.set_ylim(bottom=0)
 
     return _scaling(
-        points,
+        _scaled(points),
+        trials,
         "speedup",
-        title="Speedup: how much faster than the smallest world size",
+        title="Speedup: how much faster than the reference",
         label=lambda rows: f"throughput over that of {_devices(rows.reference_world_size.min())}",
         written=lambda value: f"{value:.2f}×",
         decorate=ideal,
     )
 
 
-def efficiency(points: pd.DataFrame) -> Figure:
+def efficiency(points: pd.DataFrame, trials: pd.DataFrame) -> Figure:
     """Draw efficiency with the ideal line."""
 
     def full(axes: Axes, rows: pd.DataFrame) -> None:
@@ -102,7 +105,8 @@ def efficiency(points: pd.DataFrame) -> Figure:
         axes.yaxis.set_major_formatter(PercentFormatter(1))
 
     return _scaling(
-        points,
+        _scaled(points),
+        trials,
         "efficiency",
         title="Scaling efficiency: what every device still delivers",
         label=lambda rows: f"throughput per device (% of {_devices(rows.reference_world_size.min())})",
@@ -243,7 +247,7 @@ def stragglers(ranks: pd.DataFrame) -> Figure:
     return _panels(named, title, draw, by=("panel",), width=5.0)
 
 
-def throughput_per_device(points: pd.DataFrame) -> Figure:
+def throughput_per_device(points: pd.DataFrame, trials: pd.DataFrame) -> Figure:
     """Draw throughput per device, where absolute speed and loss by scaling show together."""
 
     def from_zero(axes: Axes, rows: pd.DataFrame) -> None:
@@ -252,6 +256,7 @@ def throughput_per_device(points: pd.DataFrame) -> Figure:
 
     return _scaling(
         points,
+        trials.assign(throughput_per_device=trials.throughput_images_per_s / trials.world_size),
         "throughput_per_device",
         title="Throughput per device: which trainer is faster",
         label=lambda _: "images/s per device",
@@ -570,7 +575,7 @@ def laws(points: pd.DataFrame, fitted: pd.DataFrame) -> Figure:
     return _panels(rows, title, draw, by=("series",), width=5.0)
 
 
-def energy(points: pd.DataFrame) -> Figure:
+def energy(points: pd.DataFrame, trials: pd.DataFrame) -> Figure:
     """Draw joules per image, where an added device that saves no time shows as energy wasted."""
 
     def from_zero(axes: Axes, rows: pd.DataFrame) -> None:
@@ -578,6 +583,7 @@ def energy(points: pd.DataFrame) -> Figure:
 
     return _scaling(
         points[points.joules_per_image.notna()],
+        trials,
         "joules_per_image",
         title="Energy per image: what it takes to train on more devices",
         label=lambda rows: f"J per image ({'GPUs' if rows.device.iloc[0] == 'gpu' else 'processors and memory'})",
@@ -755,6 +761,7 @@ def loss_curves(losses: pd.DataFrame) -> Figure:
 
 def _scaling(
     points: pd.DataFrame,
+    trials: pd.DataFrame,
     value: str,
     *,
     title: str,
@@ -762,8 +769,14 @@ def _scaling(
     written: Callable[[float], str],
     decorate: Callable[[Axes, pd.DataFrame], Any],
 ) -> Figure:
-    """Draw one value over world size, a line a series, with intervals and the last value written out."""
+    """Draw one value over world size, a line a series, with intervals and the last value written out; a dot a repeat.
+
+    Dots stand from left to right in the order of their start: repeats that drift or lie in two heaps are seen.
+    """
     points, looks = _readable(points), _looks(points)
+    started = trials.loc[trials[value].notna(), [*POINT, "started_at", "repeat", value]].sort_values(
+        ["started_at", "repeat"]
+    )
 
     def draw(axes: Axes, rows: pd.DataFrame) -> None:
         axes.set_xscale("log", base=2)
@@ -771,6 +784,17 @@ def _scaling(
         for offset, series in _dodged(_series(rows)):
             line, look = rows[rows.series == series].sort_values("world_size"), looks[series]
             where = line.world_size * 2 ** (0.06 * offset)
+            dots = started.merge(line[POINT], on=POINT)
+            place = dots.groupby("world_size").cumcount() + 0.5
+            count = dots.groupby("world_size")["repeat"].transform("size")
+            axes.scatter(
+                dots.world_size * 2 ** (0.06 * offset + _DOTS * (place / count - 0.5)),
+                dots[value],
+                s=9,
+                color=look.colour,
+                alpha=0.4,
+                linewidth=0,
+            )
             axes.errorbar(
                 where,
                 line[value],
@@ -794,7 +818,22 @@ def _scaling(
         _write_ends(axes, ends, written)
 
     held = intervals.ratio_coverage if value in ("speedup", "efficiency") else intervals.coverage
-    return _panels(points, f"{title} (bars: {intervals.level(held(points.repeats.min()))} interval)", draw)
+    level = intervals.level(held(points.repeats.min()))
+    by = ("panel",) if "panel" in points else ()
+    return _panels(points, f"{title} (bars: {level} interval; dots: repeats)", draw, by=by)
+
+
+def _scaled(points: pd.DataFrame) -> pd.DataFrame:
+    """Return the points to set against a reference, a panel a reference, without those of series that have no other.
+
+    Where no series has, all are there.
+    """
+    sizes = points.groupby([*WORK, "series"]).world_size.transform("nunique")
+    one = (sizes == 1) & (sizes.groupby([points[column] for column in WORK]).transform("max") > 1)
+    rows = points[~one]
+    several = rows.groupby(WORK).reference_world_size.transform("nunique") > 1
+    against = "against " + rows.reference_world_size.map(_devices)
+    return rows.assign(panel=against.where(several, ""))
 
 
 def _write_ends(axes: Axes, ends: list[tuple[float, float, str]], written: Callable[[float], str]) -> None:
@@ -841,7 +880,7 @@ def _panels(
     by: tuple[str, ...] = (),
 ) -> Figure:
     """Draw one panel a workload, or one for each of its values in the columns `by`, all under one legend."""
-    panels = list(rows.groupby([*WORK, *by], sort=True))
+    panels, named = list(rows.groupby([*WORK, *by], sort=True)), headings(rows)
     columns = min(_COLUMNS, len(panels))
     lines = -(-len(panels) // columns)
     with style():
@@ -853,7 +892,7 @@ def _panels(
             _plain_ticks(axes)
             sns.despine(ax=axes)
             own = " ".join(filter(None, key[len(WORK) :]))
-            words = textwrap.wrap(f"{key[0]}, {key[1]} scaling", 52)
+            words = textwrap.wrap(named[key[: len(WORK)]], 52)
             axes.set_title("\n".join([own, *words] if own else words))
             legend |= _taken_legend(axes)
         for axes in grid.flat[len(panels) :]:

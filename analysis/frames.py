@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from scalestudy.analysis import contention, devices, placement
 from scalestudy.analysis.causes import part_times, rank_steps
+from scalestudy.analysis.conditions import conditions, device_models
 from scalestudy.analysis.losses import curve, unlearned
 from scalestudy.analysis.steadiness import steadiness
 from scalestudy.trainers.files import RECORD_NAME, DamagedError, read_record, record_paths
@@ -86,6 +87,8 @@ def frames(records: Iterable[Record], trials_path: Path) -> Frames:
     use: list[tuple[Any, ...]] = []
     notices: list[tuple[str, str, str]] = []
     ranks: list[tuple[Any, ...]] = []
+    step_times_s: list[NDArray[np.float64]] = []
+    warm_ups_s: list[NDArray[np.float64]] = []
     for record in records:
         row = trial_row(record.trial) | {
             "launcher": record.environment.launcher,
@@ -114,21 +117,22 @@ def frames(records: Iterable[Record], trials_path: Path) -> Frames:
             (_peak_bytes(report.warm_up_memory) for report in record.reports if report.warm_up_memory), default=None
         )
         row["test_accuracy"] = record.reports[0].test_accuracy
-        row["parameter_count"] = record.reports[0].parameter_count
         row["told_devices"] = sum(report.replicas for report in record.reports)
         row["told_processes"] = len(record.reports)
-        row |= _settings(record)
+        row["conditions"] = conditions(record)
+        row["device_models"] = device_models(record)
         row["sharing_ranks"] = len(placement.sharing(record.reports))
         row["far_ranks"] = len(placement.far_from_gpu(record.reports))
         row["throttled_share"] = contention.throttled_share(record.reports)
-        row |= steadiness(seconds.max(axis=0) / steps)
+        step_times_s.append(seconds.max(axis=0) / steps)
+        warm_ups_s.append(warm_up_seconds(record.reports))
         if (flat := unlearned(curve(record.reports), record.trial.data)) is not None:
             row["flat_loss_first"], row["flat_loss_late"] = flat
         ranks += ((row["trial"], *rank) for rank in rank_steps(record.reports))
         row["training_images"] = record.reports[0].training_images
         phases += [(row["trial"], phase, phase_s[phase]) for phase in PHASES if phase in phase_s]
         memory += processes
-        windows.append((row["trial"], np.arange(len(steps)), seconds.max(axis=0) / steps))
+        windows.append((row["trial"], np.arange(len(steps)), step_times_s[-1]))
         losses.append((row["trial"], *_losses(record)))
         sampled = devices.nodes(record, trials_path / record.trial.folder_name)
         use += devices.use_rows(record, sampled)
@@ -139,6 +143,10 @@ def frames(records: Iterable[Record], trials_path: Path) -> Frames:
         # Eight devices of one node are not the same as one of eight nodes; on one node there is nothing to tell apart.
         for row in trials:
             row["workload"] += f", {row['devices_per_node']} device{'s' if row['devices_per_node'] > 1 else ''} a node"
+    steady = steadiness(step_times_s, warm_ups_s)
+    measured = [row for row in trials if row["outcome"] == "ok"]
+    for row, found in zip(measured, steady.to_dict("records"), strict=True):
+        row |= found
     return Frames(
         trials=pd.DataFrame(trials).reindex(columns=_TRIAL_COLUMNS),
         windows=_together(windows, ["trial", "window", "step_time_s"]),
@@ -186,7 +194,6 @@ def trial_row(trial: Trial) -> dict[str, Any]:
         "data": data.name,
         "device": trial.device,
         "threads_per_device": trial.threads_per_device,
-        "loader_workers": None if data.source == "synthetic" else trial.loader_workers,
         # Trials of one workload are the same work, whoever does it: only those are set against each other.
         "workload": ", ".join(work),
     }
@@ -203,12 +210,13 @@ def window_seconds(reports: tuple[RankReport, ...]) -> tuple[NDArray[np.float64]
     return stacked[:, :, 1] - stacked[:, :, 0], stacked[0, :, 2].astype(np.int64)
 
 
-def _settings(record: Record) -> dict[str, Any]:
-    """Return what governs the ranks and must be equal before two trials are the same work."""
-    first = record.reports[0]
-    if first.software is None:
-        return {}
-    return {"tf32": first.software.settings.get("tf32"), "pinned_cpus": len(first.software.cpus) / first.replicas}
+def warm_up_seconds(reports: tuple[RankReport, ...]) -> NDArray[np.float64]:
+    """Return the slowest rank's seconds a step in every window of the warm-up; none where ranks have different ones."""
+    if len({len(report.warm_up_windows) for report in reports}) > 1 or not reports[0].warm_up_windows:
+        return np.empty(0)
+    stacked = np.array([report.warm_up_windows for report in reports], dtype=np.float64)
+    found: NDArray[np.float64] = ((stacked[:, :, 1] - stacked[:, :, 0]) / np.maximum(stacked[:, :, 2], 1)).max(axis=0)
+    return found
 
 
 def slowest_phases(reports: tuple[RankReport, ...]) -> dict[str, float]:
@@ -269,7 +277,6 @@ _TRIAL_COLUMNS = [
     "data",
     "device",
     "threads_per_device",
-    "loader_workers",
     "workload",
     "outcome",
     "reason",
@@ -292,18 +299,18 @@ _TRIAL_COLUMNS = [
     "peak_memory_bytes",
     "warm_up_peak_bytes",
     "test_accuracy",
-    "parameter_count",
     "training_images",
     "told_devices",
     "told_processes",
-    "tf32",
-    "pinned_cpus",
+    "conditions",
+    "device_models",
     "sharing_ranks",
     "far_ranks",
     "throttled_share",
     "within",
     "changed_at",
     "changed_by",
+    "drifted_by",
     "apart",
     "flat_loss_first",
     "flat_loss_late",

@@ -63,15 +63,14 @@ def with_throughput(trials: pd.DataFrame) -> pd.DataFrame:
 
 
 def with_efficiency(trials: pd.DataFrame) -> pd.DataFrame:
-    """Add reference_world_size, speedup and efficiency against the series' smallest world size measured.
+    """Add reference_world_size, speedup and efficiency against the reference, see `references`.
 
-    speedup(n) = throughput(n) / median throughput(reference); efficiency(n) = speedup(n) / (n / reference).
-    In weak and in strong scaling alike, since throughput counts images, not steps.
+    speedup(n) = throughput(n) / median throughput(reference); efficiency(n) = speedup(n) / (n / reference): throughput
+    per device over that at the reference, for sizes below it too. In weak and in strong scaling alike, since throughput
+    counts images, not steps.
     """
     need(trials, [*POINT, "throughput_images_per_s"])
-    measured = trials[trials.throughput_images_per_s.notna()]
-    smallest = measured.groupby(SERIES).world_size.min().rename("reference_world_size").reset_index()
-    with_reference = trials.merge(smallest, on=SERIES, how="left")
+    with_reference = trials.merge(references(trials), on=SERIES, how="left")
     at_reference = with_reference[with_reference.world_size == with_reference.reference_world_size]
     reference = at_reference.groupby(SERIES).throughput_images_per_s.median().rename("_reference").reset_index()
     joined = with_reference.merge(reference, on=SERIES, how="left")
@@ -79,6 +78,26 @@ def with_efficiency(trials: pd.DataFrame) -> pd.DataFrame:
     return joined.drop(columns="_reference").assign(
         speedup=speedup, efficiency=speedup * joined.reference_world_size / joined.world_size
     )
+
+
+def references(trials: pd.DataFrame) -> pd.DataFrame:
+    """Return each measured series with its reference_world_size, one for all series of a workload that has one.
+
+    The smallest size that all of them measured and go beyond: on one axis two references would show two equal trainers
+    as unequal. Where there is none, and of a series measured on one size alone, its own smallest.
+    """
+    measured = trials[trials.throughput_images_per_s.notna()]
+    sizes = measured.drop_duplicates(POINT)[POINT]
+    own = sizes.groupby(SERIES).world_size.agg(["min", "max"]).reset_index()
+    scaling = own[own["min"] < own["max"]]
+    shared = sizes.merge(scaling, on=SERIES)
+    shared = shared[shared.world_size < shared["max"]]
+    by_all = shared.groupby([*WORK, "world_size"]).size().rename("count").reset_index()
+    by_all = by_all.merge(scaling.groupby(WORK).size().rename("of").reset_index(), on=WORK)
+    common = by_all[by_all["count"] == by_all["of"]].groupby(WORK).world_size.min().rename("common").reset_index()
+    found = own.merge(common, on=WORK, how="left")
+    smallest = found["common"].where(found["min"] < found["max"]).fillna(found["min"]).astype(np.int64)
+    return found[SERIES].assign(reference_world_size=smallest)
 
 
 def with_devices(trials: pd.DataFrame, devices: pd.DataFrame) -> pd.DataFrame:
@@ -133,6 +152,7 @@ def points(trials: pd.DataFrame) -> pd.DataFrame:
     """
     need(trials, [*POINT, "throughput_images_per_s", "reference_world_size"])
     measured = trials[trials.throughput_images_per_s.notna()]
+    measured = measured.assign(moved=measured.changed_at.notna() | measured.drifted_by.notna())
     groups = measured.groupby(POINT, sort=True)
     table = (
         groups.agg(
@@ -156,7 +176,7 @@ def points(trials: pd.DataFrame) -> pd.DataFrame:
             joules_per_image=("joules_per_image", "median"),
             images_per_s_per_w=("images_per_s_per_w", "median"),
             within=("within", "median"),
-            changed=("changed_at", "count"),
+            changed=("moved", "sum"),
             apart=("apart", "sum"),
         )
         .reset_index()
@@ -273,6 +293,18 @@ def most_measured(points: pd.DataFrame, limit: int) -> list[str]:
     """Return the workloads with the most points, in the order of their names: a plot of hundreds shows nothing."""
     by_points = points.groupby("workload").size().sort_values(ascending=False, kind="stable")
     return sorted(by_points.index[:limit])
+
+
+def headings(rows: pd.DataFrame) -> dict[tuple[str, ...], str]:
+    """Return in words every WORK there is; device and launcher are named where the rows have several."""
+    keys = [tuple(key) for key in rows[WORK].drop_duplicates().itertuples(index=False)]
+    _, _, devices, launchers = (set(values) for values in zip(*keys, strict=True)) if keys else [set()] * len(WORK)
+    return {
+        key: f"{key[0]}, {key[1]} scaling"
+        + (f", on {key[2].upper()}s" if len(devices) > 1 else "")
+        + (f", launched by {key[3]}" if len(launchers) > 1 else "")
+        for key in keys
+    }
 
 
 def need(frame: pd.DataFrame, columns: list[str]) -> None:

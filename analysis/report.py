@@ -239,10 +239,10 @@ def _draw(found: Frames, made: Tables, fitted: pd.DataFrame, trials_path: Path) 
     if points.empty:
         return {}
     drawn = {
-        "efficiency": figures.efficiency(points),
+        "efficiency": figures.efficiency(points, trials),
         **_draw_causes(found, trials, points),
-        "throughput_per_device": figures.throughput_per_device(points),
-        "speedup": figures.speedup(points),
+        "throughput_per_device": figures.throughput_per_device(points, trials),
+        "speedup": figures.speedup(points, trials),
         "step_time": figures.step_time(metrics.step_time_spread(found.windows, trials)),
         "memory": figures.memory(points),
         "set_up": figures.set_up(metrics.phase_times(found.phases, trials)),
@@ -255,7 +255,7 @@ def _draw(found: Frames, made: Tables, fitted: pd.DataFrame, trials_path: Path) 
     if (usual.law != "").any():
         drawn["laws"] = figures.laws(points, usual)
     if points.joules_per_image.notna().any():
-        drawn["energy"] = figures.energy(points)
+        drawn["energy"] = figures.energy(points, trials)
     drawn |= _draw_devices(found, trials, trials_path)
     losses = metrics.loss_curves(found.losses, trials)
     return drawn if losses.empty else drawn | {"loss_curves": figures.loss_curves(losses)}
@@ -335,9 +335,10 @@ def _tables(points: pd.DataFrame) -> list[dict[str, Any]]:
     """Return a table a workload, its rows by world size and series."""
     if points.empty:
         return []
+    named = metrics.headings(points)
     return [
         {
-            "title": f"{key[0]}, {key[1]} scaling",
+            "title": named[key],
             "rows": rows.sort_values(["world_size", "series"]).to_dict("records"),
         }
         for key, rows in points.groupby(metrics.WORK, sort=True)
@@ -419,21 +420,25 @@ _NOTICES = {
     "telemetry": "has no telemetry of a node",
     "without": "stopped after the timed windows, which stand, and did not measure what was to follow",
     "short": "ended after too short a time to be believed",
+    "mixed": "ran on devices of different models: the slowest set the pace of all",
     "shared cores": "had ranks share the hardware threads of a core: its efficiency is in part that of hyper-threading",
     "in turns": "had its devices compute one after the other, as XLA does on a CPU: what reads as slower computing at "
     "more devices is that, and no scaling",
     "far from GPU": "had ranks on CPUs of another NUMA node than their GPU: copies to it take the longer way",
     "ranks": "left reports of some devices alone",
     "changed": "changed in step time while timed",
+    "drifted": "drifted in step time while timed",
+    "warming up": "had not warmed up: step time still fell while timed, and its speed is understated. Raise "
+    "measurement.warm_up_min_s",
     "windows apart": "had windows far from the others",
     "unlearned": "learned nothing that shows, as from images of noise or in too few steps; their speed counts",
     "repeat apart": "came out far from the other repeats of the point",
 }
 
 _CAPTIONS = {
-    "efficiency": "Throughput per device over that at the smallest world size measured. "
-    "100 % means that no device's time is lost to scaling.",
-    "waterfall": "What every device could deliver, were it as at the smallest world size, and what takes it away: "
+    "efficiency": "Throughput per device over that at the reference, the smallest world size that all trainers "
+    "measured. 100 % means that no device's time is lost to scaling.",
+    "waterfall": "What every device could deliver, were it as at the reference, and what takes it away: "
     "slower computing, ranks that are not alike, waiting for whichever rank is late, communication that is not hidden "
     "behind computing, and input. Not explained: the parts of a step against the timed step. The trial of median "
     "efficiency at the largest world size; the factors' product is its efficiency.",
@@ -447,7 +452,7 @@ _CAPTIONS = {
     "2 (n − 1) / n: what every link of a ring carries. Sizes in powers of 1024.",
     "throughput_per_device": "The same in absolute terms: a trainer that scales badly from a high start "
     "may still be the faster one.",
-    "speedup": "Throughput over that at the smallest world size measured; "
+    "speedup": "Throughput over that at the reference, the smallest world size that all trainers measured; "
     "the dashed line is where every added device counts in full.",
     "step_time": "Seconds a step of the slowest rank, window by window, over all repeats.",
     "memory": "Median over repeats of the fullest process: on GPU the device allocator's peak in the timed windows, on "

@@ -9,7 +9,8 @@ import pandas as pd
 from scipy.optimize import brentq
 from scipy.stats import nct, t
 
-from scalestudy.analysis.metrics import CONFIDENCE, SERIES
+from scalestudy.analysis.intervals import CONFIDENCE
+from scalestudy.analysis.metrics import SERIES
 from scalestudy.analysis.shares import off_by
 
 # A difference in throughput per device that is worth knowing of, and how often it is to be seen where it is there.

@@ -4,13 +4,15 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from scalestudy.analysis import causes, differences, fairness, metrics
+from scalestudy.analysis import causes, differences, fairness, metrics, repeats
 from scalestudy.analysis.frames import Frames
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tables:
-    """trials: a row a trial, all metrics added. points: a row a point. unlike: what is not put on one axis, in words.
+    """trials: a row a trial, all metrics added. points: a row a point. unlike: what is not put on one axis
+    or left out, what efficiency stands against and how repeats
+    are not alike, in words.
 
     comparisons, ways, compilation: see `differences`; empty where nothing was measured. What they claim is judged
     together, see `differences.judged`.
@@ -27,6 +29,7 @@ class Tables:
 def tables(found: Frames) -> Tables:
     """Return all tables of a study."""
     trials, unlike = fairness.guarded(found.trials)
+    trials, again = fairness.once(trials)
     trials = metrics.with_efficiency(metrics.with_throughput(trials))
     trials = causes.with_causes(metrics.with_devices(trials, found.devices))
     points = metrics.points(trials)
@@ -41,4 +44,11 @@ def tables(found: Frames) -> Tables:
             causes.claims(points),
         )
         points = causes.with_shown(points, claimed)
-    return Tables(trials=trials, points=points, comparisons=compared, ways=ways, compilation=compilation, unlike=unlike)
+    return Tables(
+        trials=trials,
+        points=points,
+        comparisons=compared,
+        ways=ways,
+        compilation=compilation,
+        unlike=[*unlike, *again, *fairness.references(trials), *repeats.notices(trials)],
+    )

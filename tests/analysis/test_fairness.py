@@ -6,14 +6,19 @@ from typing import Any
 
 import pytest
 
-from scalestudy.analysis import compare, fairness, metrics
+from scalestudy.analysis import compare, conditions, fairness, metrics
+from scalestudy.analysis.conditions import device_models
 from scalestudy.analysis.frames import frames
+from scalestudy.analysis.tables import tables
+from scalestudy.cluster.host import Host
+from scalestudy.cluster.telemetry import Gpu, Telemetry
 from scalestudy.trainers.files import RECORD_NAME
 from scalestudy.trainers.record import Placement, RankReport, Record, Software, Window
-from scalestudy.trainers.trial import Data, Trial
+from scalestudy.trainers.trial import Data, Measurement, Optimizer, Trial
 
 MakeTrial = Callable[..., Trial]
 MakeRecord = Callable[..., Record]
+HOST = Host(name="here", system="Linux", cpu_model="a CPU", cpu_count=2, memory_bytes=2**34)
 
 
 def changed(record: Record, **fields: object) -> Record:
@@ -72,6 +77,156 @@ def test_the_same_work_stays_together(make_trial: MakeTrial, make_record: MakeRe
     assert (trials.workload.nunique(), sentences) == (1, [])
 
 
+GPUS = HOST.model_copy(update={"gpus": ("NVIDIA A100",), "nvidia_driver": "550.1"})
+OTHER_CPU = HOST.model_copy(update={"cpu_model": "another CPU"})
+
+
+def versions(**found: str) -> Software:
+    return software().model_copy(update={"versions": {"scalestudy": "1", "numpy": "2", **found}})
+
+
+def on(record: Record, *hosts: Host) -> Record:
+    """Return the record with a rank on each of the hosts."""
+    reports = tuple(
+        report.model_copy(
+            update={"host": host, "rank": report.rank.model_copy(update={"node_rank": node, "local_rank": 0})}
+        )
+        for node, (report, host) in enumerate(zip(record.reports, hosts, strict=True))
+    )
+    return record.model_copy(update={"reports": reports})
+
+
+def split(records: list[Record]) -> tuple[list[list[str]], list[str]]:
+    """Return the endings of the workloads, from where they differ, each once, and what is said."""
+    trials, sentences = fairness.guarded(frames(records, Path("/nowhere")).trials)
+    return sorted(name.split(", ")[5:] for name in trials.workload.unique()), sentences
+
+
+def test_two_kinds_of_gpu_are_no_scaling(make_trial: MakeTrial, make_record: MakeRecord) -> None:
+    """A100 on one device and H100 on two would keep 167 %."""
+    h100 = GPUS.model_copy(update={"gpus": ("NVIDIA H100",), "nvidia_driver": "570.2"})
+    records = [
+        changed(
+            on(make_record(make_trial(device="gpu", devices_per_node=1), 0.1), GPUS),
+            software=versions(torch="2.10.0", cuda="12.6"),
+        ),
+        changed(
+            on(make_record(make_trial(device="gpu", world_size=2, devices_per_node=1), 0.06), h100, h100),
+            software=versions(torch="2.11.0", cuda="12.8"),
+        ),
+    ]
+    # What differs with the device stands in the sentence alone.
+    endings, [sentence] = split(records)
+    assert [ending[-1] for ending in endings] == ["on NVIDIA A100", "on NVIDIA H100"]
+    assert "on NVIDIA H100, driver 570.2, torch 2.11.0, cuda 12.8: torch-ddp" in sentence
+    points = tables(frames(records, Path("/nowhere"))).points
+    assert points.efficiency.tolist() == [1, 1]
+
+
+def test_versions_are_compared_within_a_framework(make_trial: MakeTrial, make_record: MakeRecord) -> None:
+    tensorflow = changed(make_record(make_trial(trainer="tf-mirrored")), software=versions(tensorflow="2.21", cuda="1"))
+    torch = changed(make_record(make_trial()), software=versions(torch="2.11", cuda="2"))
+    assert split([tensorflow, torch])[1] == []
+    newer = changed(make_record(make_trial(world_size=2)), software=versions(torch="2.12", cuda="2"))
+    endings, [sentence] = split([tensorflow, torch, newer])
+    assert [ending[1:] for ending in endings] == [[], ["torch 2.11"], ["torch 2.12"]]
+    assert "the others: tf-mirrored; torch 2.11: torch-ddp; torch 2.12: torch-ddp" in sentence
+
+
+def test_a_cluster_of_two_models_makes_three_workloads_at_most(make_trial: MakeTrial, make_record: MakeRecord) -> None:
+    """However many hosts there are; a trial on both is no repeat of one on either, and is named."""
+    records = [
+        on(make_record(make_trial(world_size=2, devices_per_node=1, repeat=repeat)), one, other)
+        for repeat, (one, other) in enumerate([(HOST, HOST), (HOST, OTHER_CPU), (OTHER_CPU, HOST), (OTHER_CPU,) * 2])
+    ]
+    endings, _ = split(records)
+    assert [ending[-1] for ending in endings] == ["on a CPU", "on a CPU + another CPU", "on another CPU"]
+    trials = metrics.with_throughput(frames(records, Path("/nowhere")).trials)
+    mixed = [(trial, text) for trial, kind, text in fairness.traps(trials) if kind == "mixed"]
+    assert mixed == [(records[repeat].trial.id, "a CPU + another CPU") for repeat in (1, 2)]
+
+
+def test_of_the_gpus_of_a_host_those_count_that_the_ranks_use(make_trial: MakeTrial, make_record: MakeRecord) -> None:
+    gpus = tuple(Gpu(name=f"gpu{i}", uuid=str(i), model=f"model {i}") for i in range(3))
+    telemetry = Telemetry(host="here", file="x", rate_hz=1, gpus=gpus, visible=("gpu2", "gpu0"))
+    record = changed(on(make_record(make_trial(device="gpu")), GPUS), telemetry=telemetry)
+    assert device_models(record) == ("model 2",)
+    assert device_models(changed(record, telemetry=None)) == ("NVIDIA A100",)
+
+
+EDITED: dict[str, tuple[dict[str, Any], str]] = {
+    "windows' length": ({"measurement": Measurement(window_s=0.1)}, "windows of 0.1 s"),
+    "learning rate": ({"optimizer": Optimizer(learning_rate=0.1)}, "learning rate 0.1"),
+    "momentum": ({"optimizer": Optimizer(momentum=0)}, "momentum 0"),
+    "seed": ({"seed": 7}, "seed 7"),
+    "classes": ({"data": Data(source="synthetic", channels=1, image_size=32, classes=99)}, "99 classes"),
+    "threads of a GPU's rank": ({"device": "gpu", "threads_per_device": 3}, "3 threads a device"),
+}
+
+
+@pytest.mark.parametrize("what", EDITED)
+def test_an_edited_study_gives_no_more_repeats(make_trial: MakeTrial, make_record: MakeRecord, what: str) -> None:
+    edit, named = EDITED[what]
+    usual: dict[str, Any] = {"device": edit.get("device", "cpu"), "measurement": Measurement()}
+    records = [
+        make_record(make_trial(**usual | changes, repeat=repeat), 0.1) for changes in ({}, edit) for repeat in range(2)
+    ]
+    endings, [sentence] = split(records)
+    assert [named in ending for ending in endings].count(True) == 1
+    assert f"{named}: torch-ddp" in sentence
+    assert tables(frames(records, Path("/nowhere"))).points.repeats.tolist() == [2, 2]
+
+
+def test_every_field_of_a_trial_is_guarded_said_by_its_key_or_a_limit(make_trial: MakeTrial) -> None:
+    """Of a new field somebody must decide: unless it is named, it is guarded, so that nothing unlike is pooled."""
+    gone = {name for names in (conditions._SAID, conditions._LIMITS, conditions._SAID_ON_CPU) for name in names}
+    fields = {name for name, _ in conditions._fields(make_trial().model_dump(), "")}
+    assert gone <= fields
+    assert fields - gone >= set(conditions._WORDS) - gone
+
+
+def test_a_point_and_repeat_counts_once_and_the_later_record_is_named(
+    make_trial: MakeTrial, make_record: MakeRecord
+) -> None:
+    """A study whose deadline was edited, and run again into the same folder."""
+    plans = [Measurement(deadline_s=seconds) for seconds in (60, 120)]
+    records = [
+        make_record(make_trial(measurement=plan, repeat=repeat), 0.1 * (1 + index))
+        for index, plan in enumerate(plans)
+        for repeat in range(2)
+    ]
+    records = [
+        record.model_copy(
+            update={
+                "environment": record.environment.model_copy(
+                    update={"started_at": f"2026-01-0{2 - number // 2}T00:00:00+00:00"}
+                )
+            }
+        )
+        for number, record in enumerate(records)
+    ]
+    made = tables(frames(records, Path("/nowhere")))
+    [point] = made.points.to_dict("records")
+    # The second pair was started a day before the first.
+    assert (point["repeats"], point["step_time_s"]) == (2, pytest.approx(0.2))
+    assert made.unlike == [
+        f"{late.trial.folder_name} measured the same repeat of the same point as {first.trial.folder_name}, and later: "
+        "it is left out."
+        for late, first in zip(records[:2], records[2:], strict=True)
+    ]
+
+
+def test_folders_of_other_versions_and_devices_can_be_compared(
+    make_trial: MakeTrial, make_record: MakeRecord, tmp_path: Path
+) -> None:
+    for name, host, version in (("base", HOST, "2.10"), ("new", OTHER_CPU, "2.11")):
+        record = changed(on(make_record(make_trial(), 0.1), host), software=versions(torch=version))
+        folder = tmp_path / name / "trials" / record.trial.folder_name
+        folder.mkdir(parents=True)
+        (folder / RECORD_NAME).write_text(record.model_dump_json(by_alias=True))
+    assert len(compare.compare(tmp_path / "base", tmp_path / "new", 0.0).points) == 1
+
+
 def test_a_comparison_of_folders_refuses_unlike_work(
     make_trial: MakeTrial, make_record: MakeRecord, tmp_path: Path
 ) -> None:
@@ -91,12 +246,15 @@ def timed(report: RankReport, step_times_s: list[float]) -> dict[str, object]:
 
 def test_traps_are_named(make_trial: MakeTrial, make_record: MakeRecord) -> None:
     steady = [0.1, 0.101, 0.099, 0.1, 0.1, 0.101, 0.099, 0.1, 0.1, 0.1]
+    falls = [s * (1.09 - 0.01 * index) for index, s in enumerate(steady)]
     plain = make_record(make_trial(repeat=0, world_size=2))
     cases = {
         "steady": (plain, steady),
         "short": (make_record(make_trial(repeat=1, world_size=2)), [0.1]),
         "changed": (make_record(make_trial(repeat=2, world_size=2)), steady[:5] + [1.2 * s for s in steady[5:]]),
         "windows apart": (make_record(make_trial(repeat=3, world_size=2)), [*steady, 0.3]),
+        "drifted": (make_record(make_trial(repeat=5, world_size=2)), [0.1 * 1.01**i for i in range(10)]),
+        "warming up": (make_record(make_trial(repeat=6, world_size=2)), falls),
         "ranks": (plain.model_copy(update={"trial": make_trial(repeat=4, world_size=2)}), steady),
     }
     records = {kind: changed(record, **timed(record.reports[0], times)) for kind, (record, times) in cases.items()}
@@ -108,6 +266,8 @@ def test_traps_are_named(make_trial: MakeTrial, make_record: MakeRecord) -> None
         ("short", "short"): "0.5 s timed in all; raise measurement.windows",
         ("changed", "changed"): "+20% from window 6 on",
         ("windows apart", "windows apart"): "1 window",
+        ("drifted", "drifted"): "by +9%",
+        ("warming up", "warming up"): "by 8%",
         ("ranks", "ranks"): "1 of 2 devices",
     }
 

@@ -195,7 +195,7 @@ def table(throughput: dict[int, list[float]]) -> pd.DataFrame:
     fixed += ["peak_memory_bytes", "warm_up_steady", "training_images", "throttled_share"]
     trials = pd.DataFrame(rows).assign(**dict.fromkeys(fixed, 1)).assign(trial=[str(i) for i in range(len(rows))])
     parts = ["whole_s", "resident_s", "local_typical_s", "local_max_s", "exchange_s", "exchanged_bytes", "jitter"]
-    parts += ["slowest_rank", "slowest_host", "within", "changed_at"]
+    parts += ["slowest_rank", "slowest_host", "within", "changed_at", "drifted_by"]
     measured = with_efficiency(trials.assign(**dict.fromkeys(parts), apart=0))
     return points(with_devices(measured, pd.DataFrame(columns=USE_COLUMNS)))
 

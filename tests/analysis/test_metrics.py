@@ -374,3 +374,77 @@ def test_efficiency_surely_above_100_percent_sends_the_reader_to_the_reference(
     [said] = [sentence for _, told in sentences_of(points, trials) for sentence in told if "check the" in sentence]
     assert said.startswith("torch-ddp keeps 1.25× (95 % interval 1.2")
     assert "of its 1 device throughput per device on 2 devices, above 100 %: check the reference" in said
+
+
+def one_out_of_memory(make_trial: MakeTrial, make_record: MakeRecord) -> list[Record]:
+    """Return two equal trainers, of which one has too little memory on one device: 80, 143, 254 and 512 images/s."""
+    step_s = {1: 0.1, 2: 0.112, 4: 0.126, 8: 0.125}
+    records = study(
+        make_trial, make_record, {(name, n): [s] for name in ("torch-ddp", "tf-mirrored") for n, s in step_s.items()}
+    )
+    small = make_trial(trainer="tf-mirrored", world_size=1)
+    records = [record for record in records if record.trial.id != small.id]
+    return [*records, make_record(small, outcome="oom", reason="no memory", reports=())]
+
+
+def test_equal_trainers_have_equal_speedups_though_one_has_no_memory_on_one_device(
+    make_trial: MakeTrial, make_record: MakeRecord
+) -> None:
+    made = tables(frames(one_out_of_memory(make_trial, make_record), Path("/nowhere")))
+    by = made.points.set_index(["series", "world_size"])
+    assert (by.reference_world_size == 2).all()
+    # 8 images a device: 4 times the devices at 0.112 of 0.125 of the speed each.
+    assert by.speedup["torch-ddp", 8] == by.speedup["tf-mirrored", 8] == pytest.approx(4 * 0.112 / 0.125)
+    # A size below the reference stands against it, too: one device does 0.112 of 0.1 of what each of two does.
+    assert by.efficiency["torch-ddp", 1] == pytest.approx(1.12)
+    assert by.speedup["torch-ddp", 1] == pytest.approx(0.56)
+    [said] = made.unlike
+    assert said.endswith(
+        "efficiency and speedup stand against 2 devices, the smallest size that all trainers measured: tf-mirrored ran "
+        "out of memory on 1 device."
+    )
+    [(_, sentences)] = answer.headline(made.points, made.comparisons, made.compilation)
+    [kept] = [one for one in sentences if one.startswith("torch-ddp keeps")]
+    assert "of its 2 devices throughput per device on 8 devices" in kept
+
+
+def test_trainers_that_share_no_size_have_references_of_their_own(
+    make_trial: MakeTrial, make_record: MakeRecord
+) -> None:
+    made = tables(
+        frames(
+            study(
+                make_trial,
+                make_record,
+                {("torch-ddp", n): [0.1] for n in (1, 2)} | {("tf-mirrored", n): [0.1] for n in (2, 4)},
+            ),
+            Path("/nowhere"),
+        )
+    )
+    assert dict(made.points.groupby("series").reference_world_size.first()) == {"torch-ddp": 1, "tf-mirrored": 2}
+    [said] = made.unlike
+    assert "tf-mirrored against 2 devices, torch-ddp against 1 device" in said
+
+
+def test_a_trainer_measured_on_one_size_moves_no_reference(make_trial: MakeTrial, make_record: MakeRecord) -> None:
+    steps = {("torch-ddp", n): [0.1] for n in (1, 2, 4)} | {("tf-mirrored", 4): [0.1]}
+    made = tables(frames(study(make_trial, make_record, steps), Path("/nowhere")))
+    assert dict(made.points.groupby("series").reference_world_size.first()) == {"torch-ddp": 1, "tf-mirrored": 4}
+    assert made.unlike == []
+
+
+def test_headings_name_launcher_and_device_where_they_differ(make_trial: MakeTrial, make_record: MakeRecord) -> None:
+    record = make_record(make_trial())
+    on_slurm = record.environment.model_copy(update={"launcher": "slurm"})
+    alone = tables(frames([record], Path("/nowhere")))
+    two = tables(frames([record, make_record(make_trial(repeat=1), environment=on_slurm)], Path("/nowhere")))
+    endings = [
+        [
+            heading.partition(" scaling")[2]
+            for heading, _ in answer.headline(made.points, made.comparisons, made.compilation)
+        ]
+        for made in (alone, two)
+    ]
+    assert endings == [[""], [", launched by local", ", launched by slurm"]]
+    mixed = pd.DataFrame([("x", "weak", device, "local") for device in ("cpu", "gpu")], columns=metrics.WORK)
+    assert list(metrics.headings(mixed).values()) == ["x, weak scaling, on CPUs", "x, weak scaling, on GPUs"]

@@ -1,0 +1,109 @@
+"""What must be equal before two trials are the same point: the work, how it was measured, and on what."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from scalestudy.trainers.record import RankReport, Record
+from scalestudy.trainers.trainer import TRAINERS
+
+# By subject, words in which a reader is told of it; (subject, words).
+Conditions = tuple[tuple[str, str], ...]
+
+# Subjects that are no work but that on which it is done: two folders that differ in them can be compared.
+_SURROUNDINGS = "device model", "driver", "versions"
+# What a workload, a series or a point's key says already.
+_SAID = {
+    *("schema_version", "trainer", "model", "scaling", "world_size", "devices_per_node", "device", "per_device_batch"),
+    *("precision", "execution", "options", "repeat", "sweep", "loader_workers"),
+    *("data.source", "data.channels", "data.image_size", "optimizer.name"),
+}
+_SAID_ON_CPU = {"threads_per_device", "hyper_threads"}
+# A trial that ended within its limits would have been the same within others.
+_LIMITS = {"measurement.warm_up_max_s", "measurement.measure_max_s", "measurement.deadline_s"}
+_WORDS = {
+    "data.folder": "data in {}",
+    "data.classes": "{} classes",
+    "optimizer.learning_rate": "learning rate {:g}",
+    "optimizer.momentum": "momentum {:g}",
+    "measurement.window_s": "windows of {:g} s",
+    "measurement.windows": "{} windows",
+    "measurement.cause_windows": "{} windows a part of a step",
+    "measurement.telemetry_hz": "{:g} samples a second",
+    "seed": "seed {}",
+    "threads_per_device": "{} threads a device",
+}
+
+
+def conditions(record: Record) -> Conditions:
+    """Return by subject, in words, what must be equal; what a record does not tell is left out."""
+    return (*_work(record), *_surroundings(record))
+
+
+def work_alone(found: Conditions) -> Conditions:
+    """Return the conditions but those on which the work is done: devices, drivers, versions."""
+    return tuple(pair for pair in found if not pair[0].startswith(_SURROUNDINGS))
+
+
+def device_models(record: Record) -> tuple[str, ...]:
+    """Return the models of the devices that a trial used, each once: of GPUs, or of its hosts' processors.
+
+    A set: on a cluster of two models a study has three kinds of trials at most, not as many as hosts, and one that ran
+    on both is no repeat of one that ran on either.
+    """
+    found: set[str] = set()
+    for first in record.reports:
+        if first.host is None:
+            continue
+        if record.trial.device == "cpu":
+            found.add(first.host.cpu_model)
+        else:
+            found |= _gpu_models(first, record.reports) or set(first.host.gpus)
+    return tuple(sorted(found))
+
+
+def _work(record: Record) -> Iterator[tuple[str, str]]:
+    first = record.reports[0]
+    if first.parameter_count is not None:
+        yield "parameters", f"{first.parameter_count:,} parameters"
+    if first.software is not None:
+        if "tf32" in first.software.settings:
+            yield "tf32", f"TF32 {first.software.settings['tf32']}"
+        yield "pinning", f"{len(first.software.cpus) / first.replicas:.0f} CPUs pinned a device"
+    trial = record.trial
+    if trial.data.source != "synthetic":
+        yield "loader workers", f"{trial.loader_workers} loader workers"
+    said = _SAID | _LIMITS | (_SAID_ON_CPU if trial.device == "cpu" else set())
+    for name, value in _fields(trial.model_dump(), ""):
+        if name not in said and value is not None:
+            yield name, _WORDS.get(name, name.rpartition(".")[2] + " {}").format(value)
+
+
+def _surroundings(record: Record) -> Iterator[tuple[str, str]]:
+    if models := device_models(record):
+        yield "device model", f"on {' + '.join(models)}"
+    drivers = {report.host.nvidia_driver for report in record.reports if report.host and report.host.nvidia_driver}
+    if drivers and record.trial.device == "gpu":
+        yield "driver", f"driver {' + '.join(sorted(drivers))}"
+    if (software := record.reports[0].software) is not None:
+        # Two frameworks have versions of their own, and of what they bring.
+        framework = TRAINERS[record.trial.trainer].distributions[0]
+        for name, version in software.versions.items():
+            if name not in ("scalestudy", "numpy"):
+                yield f"versions of {framework}: {name}", f"{name} {version}"
+
+
+def _gpu_models(first: RankReport, reports: tuple[RankReport, ...]) -> set[str]:
+    """Return the models of the GPUs that a node's ranks use: local rank i has the i-th that are visible."""
+    if first.telemetry is None:
+        return set()
+    used = sum(report.replicas for report in reports if report.rank.node_rank == first.rank.node_rank)
+    names = first.telemetry.visible[:used]
+    return {gpu.model for gpu in first.telemetry.gpus if gpu.name in names}
+
+
+def _fields(values: dict[str, Any], above: str) -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, dict) and above + name not in _SAID:
+            yield from _fields(value, f"{above}{name}.")
+        else:
+            yield above + name, value
