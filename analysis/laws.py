@@ -5,7 +5,7 @@ Device-seconds an image on n devices, n / throughput, as a sum of terms with coe
     node step           c + x where n > a node           x: what an exchange between nodes adds to a step, once
     USL                 c + s (n - 1) + k n (n - 1)      contention and coherency (Gunther, Guerrilla Capacity Planning,
                                                          2007): past sqrt((1 - s) / k) devices more of them are slower
-    Amdahl, node step   c + s (n - 1) + x where n > a node
+    Amdahl, node step, and USL, node step: the terms of both
 In strong scaling a step's added seconds are shared by no more images, so that x counts n times.
 
 The evidence on a law is the medians of the world sizes: more repeats make a median surer, not a law truer. A fit is a
