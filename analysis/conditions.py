@@ -1,7 +1,9 @@
 """What must be equal before two trials are the same point: the work, how it was measured, and on what."""
 
 from collections.abc import Iterator
-from typing import Any
+from functools import lru_cache
+
+from pydantic import BaseModel
 
 from scalestudy.trainers.record import RankReport, Record
 from scalestudy.trainers.trainer import TRAINERS
@@ -72,10 +74,8 @@ def _work(record: Record) -> Iterator[tuple[str, str]]:
     trial = record.trial
     if trial.data.source != "synthetic":
         yield "loader workers", f"{trial.loader_workers} loader workers"
-    said = _SAID | _LIMITS | (_SAID_ON_CPU if trial.device == "cpu" else set())
-    for name, value in _fields(trial.model_dump(), ""):
-        if name not in said and value is not None:
-            yield name, _WORDS.get(name, name.rpartition(".")[2] + " {}").format(value)
+    said = _SAID_ON_CPU if trial.device == "cpu" else ()
+    yield from (pair for pair in _fields(trial, "") if pair[0] not in said)
 
 
 def _surroundings(record: Record) -> Iterator[tuple[str, str]]:
@@ -101,9 +101,19 @@ def _gpu_models(first: RankReport, reports: tuple[RankReport, ...]) -> set[str]:
     return {gpu.model for gpu in first.telemetry.gpus if gpu.name in names}
 
 
-def _fields(values: dict[str, Any], above: str) -> Iterator[tuple[str, Any]]:
-    for name, value in values.items():
-        if isinstance(value, dict) and above + name not in _SAID:
-            yield from _fields(value, f"{above}{name}.")
+def _fields(part: BaseModel, above: str) -> Iterator[tuple[str, str]]:
+    """Yield the fields of a trial, or of a part of it, that its key does not say, each in words."""
+    for field in type(part).model_fields:
+        value, name = getattr(part, field), above + field
+        if name in _SAID or name in _LIMITS or value is None:
+            continue
+        if isinstance(value, BaseModel):
+            yield from _of_part(value, f"{name}.")
         else:
-            yield above + name, value
+            yield name, _WORDS.get(name, f"{field} {{}}").format(value)
+
+
+@lru_cache(maxsize=1024)
+def _of_part(part: BaseModel, above: str) -> Conditions:
+    # Thousands of trials share a plan.
+    return tuple(_fields(part, above))
