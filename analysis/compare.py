@@ -243,7 +243,9 @@ def _gates(found: Comparison) -> Iterator[str]:
         )
     if len(found.failing) > _MOST_NAMED:
         yield f"Of {_count(len(found.failing) - _MOST_NAMED, 'more point')} more trials failed than in the base."
-    if len(found.failing) and not found.fails_more:
+    if found.fails_more:
+        yield "More trials fail than chance explains."
+    elif len(found.failing):
         yield "Whether more trials fail now cannot be told: so few can fail by chance."
     if len(found.lost):
         yield f"{_count(len(found.lost), 'point')} that the base measured failed in every trial of the new one."
@@ -272,16 +274,16 @@ def _would_tell(unclear: pd.DataFrame, found: Comparison) -> str:
         return f"A point has {_count(fewest, 'repeat')}: measure it {intervals.FEWEST_REPEATS} times."
     row = unclear.loc[unclear.detectable.idxmax()]
     seen = (
-        f"On {_count(row.world_size, 'device')} for {row.series}, four times in five, a loss of {row.detectable:.1%} "
-        "would have been found"
+        f"For {row.series} on {_count(row.world_size, 'device')} a loss of {row.detectable:.1%} would have been found "
+        "in four of five cases"
     )
     if found.days > 1:
-        return f"{seen}; more days of the base would find less."
+        return f"{seen}; with the base on more days, smaller ones are."
     if not found.tolerance:
-        return f"{seen}; no number of repeats finds any loss at all: give a --tolerance."
+        return f"{seen}; to show that nothing at all was lost is not possible: give a --tolerance."
     if np.isnan(row.repeats_needed):
-        return f"{seen}; for {found.tolerance:.1%} not even a thousand repeats would do."
-    return f"{seen}; for {found.tolerance:.1%} it takes {row.repeats_needed:.0f} repeats of both."
+        return f"{seen}; to find {found.tolerance:.1%}, a thousand repeats would not do."
+    return f"{seen}; to find {found.tolerance:.1%} takes {row.repeats_needed:.0f} repeats of both."
 
 
 def _days(found: Comparison) -> Iterator[str]:
@@ -290,9 +292,8 @@ def _days(found: Comparison) -> Iterator[str]:
         yield f"The base was measured on {found.days} days: what a day changes is in the intervals."
     elif not found.interleaved:
         yield (
-            "The two were measured one after the other: what another day or host changes is not in the intervals. "
-            "Measure both in turns with `scalestudy compare --again BASE.yaml NEW.yaml`, or give the base measured on "
-            "more days with --base-again."
+            "The two were not measured in turns: what another day or host changes is not in the intervals. Measure "
+            "them with scalestudy compare --again BASE.yaml NEW.yaml, or give the base of other days with --base-again."
         )
 
 

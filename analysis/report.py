@@ -15,6 +15,7 @@ from scalestudy.analysis import (
     causes,
     collectives,
     devices,
+    differences,
     fairness,
     figures,
     intervals,
@@ -326,6 +327,7 @@ def _page(
         held=lambda repeats: intervals.level(intervals.coverage(repeats)),
         ratio_held=lambda repeats: intervals.level(intervals.ratio_coverage(repeats)),
         floor=answer.EFFICIENCY_FLOOR,
+        least=differences.LEAST_DIFFERENCE,
         accuracy=_accuracy(ok),
         **parts,
     )

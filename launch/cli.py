@@ -298,7 +298,9 @@ def compare(
     tolerance: Annotated[str, typer.Option(help="How much slower is not yet a regression, such as 3%.")] = "3%",
     base_again: Annotated[
         list[Path] | None,
-        typer.Option(help="The base measured on another day; may be given several times.", show_default=False),
+        typer.Option(
+            metavar="FOLDER", help="The base measured on another day; may be given several times.", show_default=False
+        ),
     ] = None,
     again: Annotated[
         bool, typer.Option("--again", help="BASE and NEW are study files: run both in turns, then compare.")

@@ -244,7 +244,7 @@ def test_the_smallest_loss_that_was_to_be_found_and_the_repeats_that_would_find_
         ({("torch-ddp", 1): 0.1}, {}, 0, "No point lost more than the tolerance of 3.0%"),
         ({("torch-ddp", 1): 0.2}, {}, 1, "1 point is slower by more than the tolerance of 3.0%"),
         ({("torch-ddp", 1): 0.2}, {"repeats": 1}, 3, "A point has 1 repeat: measure it 6 times"),
-        ({("torch-ddp", 1): 0.1}, {"repeats": 3}, 3, "for 3.0% it takes 6 repeats of both"),
+        ({("torch-ddp", 1): 0.1}, {"repeats": 3}, 3, "to find 3.0% takes 6 repeats of both"),
         ({("torch-ddp", 1): 0.1}, {"failing": 5}, 1, "5 of 6 trials failed, in the base 0 of 6"),
         ({("torch-ddp", 1): 0.1}, {"failing": 1}, 3, "1 of 6 trials failed, in the base 0 of 6"),
         ({("torch-ddp", 1): None}, {}, 1, "1 point that the base measured failed in every trial"),
@@ -277,7 +277,7 @@ def test_a_study_measured_in_turns_is_paired_and_says_nothing_of_days(folder: Ca
     found = compare(base, new, 0.03)
     assert found.interleaved
     assert found.points.ratio_high.to_numpy() == pytest.approx(1)
-    assert "one after the other" not in " ".join(summary(found))
+    assert "in turns" not in " ".join(summary(found))
     later = folder("later", USUAL, starts=[f"2026-01-02T00:0{repeat}:00+00:00" for repeat in range(6)])
     found = compare(base, later, 0.03)
     assert not found.interleaved

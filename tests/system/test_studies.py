@@ -153,16 +153,3 @@ def test_the_doctor_looks_into_the_environments_of_a_study(
             assert line.startswith("yes")
             assert "sees 0 of 0 GPUs" in line
             assert ("horovod 0.28.1" in line) == name.startswith("horovod")
-
-
-def test_two_studies_in_turns_are_compared_as_pairs(write_study: WriteStudy, records: Records, tmp_path: Path) -> None:
-    study = write_study(trainers=["torch-ddp"], models=["cnn"], world_sizes=[1], repeats=2)
-    out, page = tmp_path / "out", tmp_path / "page.html"
-    command = [SCALESTUDY, "compare", "--again", *map(str, (study, study)), f"--out={out}", f"--html={page}"]
-    told = subprocess.run(command, capture_output=True, text=True, timeout=600)
-    # Of two repeats nothing can be told, and they share their minutes.
-    assert told.returncode == 3, told.stdout + told.stderr
-    assert "A point has 2 repeats: measure it 6 times." in told.stdout
-    assert "one after the other" not in told.stdout
-    assert all(len(records(out / side)) == 2 for side in ("base", "new"))
-    assert "data:image/svg" in page.read_text()
