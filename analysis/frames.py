@@ -121,7 +121,8 @@ def frames(records: Iterable[Record], trials_path: Path) -> Frames:
         row["far_ranks"] = len(placement.far_from_gpu(record.reports))
         row["throttled_share"] = contention.throttled_share(record.reports)
         row |= steadiness(seconds.max(axis=0) / steps)
-        if (flat := unlearned(curve(record.reports), record.trial.data)) is not None:
+        data = record.trial.data
+        if data.real and (flat := unlearned(curve(record.reports), data)) is not None:
             row["flat_loss_first"], row["flat_loss_late"] = flat
         ranks += ((row["trial"], *rank) for rank in rank_steps(record.reports))
         row["training_images"] = record.reports[0].training_images

@@ -31,6 +31,8 @@ def tables(found: Frames) -> Tables:
     points = metrics.points(trials)
     if len(points):
         points = metrics.with_warm_up_peaks(causes.with_factors(points, trials), trials)
+    # Columns came one by one, each a block of its own, of which every selection of rows copies all: a copy joins them.
+    trials, points = trials.copy(), points.copy()
     compared, ways, compilation = (
         table(points, trials) if len(points) else pd.DataFrame()
         for table in (differences.comparisons, differences.ways, differences.compilation)
