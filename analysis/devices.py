@@ -6,6 +6,7 @@ their times: both are read from one clock.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,17 @@ class Node:
     samples: Mapping[str, pd.DataFrame]
     reports: tuple[RankReport, ...]
 
+    @cached_property
+    def by_cpu(self) -> Mapping[str, tuple[NDArray[np.bool_], Values]]:
+        """By column which of the host's samples list what its CPUs have counted, and those as samples × CPUs."""
+        found = {}
+        for column in ("cpu_busy_s", "cpu_steal_s"):
+            listed = self.samples["host"][column]
+            known = listed.notna().to_numpy()
+            if known.any():
+                found[column] = known, np.stack(listed.to_numpy()[known]).astype(np.float64)
+        return found
+
 
 def nodes(record: Record, trial_path: Path) -> list[Node]:
     """Return the nodes of a trial that have samples."""
@@ -133,9 +145,10 @@ def notices(record: Record, found: list[Node]) -> Iterator[tuple[str, str, str]]
             yield record.trial.id, "clock", f"rank {report.rank.rank}'s windows are {off:+.1%} by its device's clock"
     for node in found:
         host = node.telemetry.host
-        used = {track.name for report in node.reports for track in rank_tracks(record, report, node)}
+        lost = node.telemetry.missing.keys() & node.telemetry.visible
+        used = {track.name for report in node.reports for track in rank_tracks(record, report, node)} if lost else ()
         for name, why in node.telemetry.missing.items():
-            if name in node.telemetry.visible and name in used:
+            if name in lost and name in used:
                 yield record.trial.id, "lost", f"{name} of {host}: {why}"
         kinds = _gpu_notices if record.trial.device == "gpu" else _cpu_notices
         for kind, text in kinds(record, node):
@@ -371,20 +384,16 @@ def _listed(node: Node, column: str) -> list[int]:
     if node.telemetry.cpus is not None:
         return list(node.telemetry.cpus)
     # From before the numbers were kept: all that the host has, from 0 on.
-    known = node.samples["host"][column].dropna()
-    return list(range(len(known.iloc[0]))) if len(known) else []
+    return list(range(node.by_cpu[column][1].shape[1])) if column in node.by_cpu else []
 
 
 def _of_cpus(node: Node, column: str, cpus: list[int] | None) -> Values:
     """Return the mean over CPUs, None: all of them, of seconds that each has counted; NaN where one is not known."""
-    samples = node.samples["host"]
-    mean: Values = np.full(len(samples), np.nan)
+    mean: Values = np.full(len(node.samples["host"]), np.nan)
     places = {cpu: place for place, cpu in enumerate(_listed(node, column))}
-    known = samples[column].notna().to_numpy()
-    if known.any() and (cpus is None or (cpus and set(cpus) <= places.keys())):
-        by_cpu: Values = np.stack(samples[column].to_numpy()[known])
-        wanted = slice(None) if cpus is None else [places[cpu] for cpu in cpus]
-        chosen = by_cpu[:, wanted].astype(np.float64)
+    if column in node.by_cpu and (cpus is None or (cpus and set(cpus) <= places.keys())):
+        known, by_cpu = node.by_cpu[column]
+        chosen = by_cpu if cpus is None else by_cpu[:, [places[cpu] for cpu in cpus]]
         # One that went offline counts no more, from its first sample on: a sum that loses a part would fall.
         chosen = chosen[:, ~np.isnan(chosen).any(axis=0)]
         mean[known] = chosen.mean(axis=1) if chosen.size else np.nan

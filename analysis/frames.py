@@ -126,7 +126,8 @@ def frames(records: Iterable[Record], trials_path: Path) -> Frames:
         row["throttled_share"] = contention.throttled_share(record.reports)
         step_times_s.append(seconds.max(axis=0) / steps)
         warm_ups_s.append(warm_up_seconds(record.reports))
-        if (flat := unlearned(curve(record.reports), record.trial.data)) is not None:
+        data = record.trial.data
+        if data.real and (flat := unlearned(curve(record.reports), data)) is not None:
             row["flat_loss_first"], row["flat_loss_late"] = flat
         ranks += ((row["trial"], *rank) for rank in rank_steps(record.reports))
         row["training_images"] = record.reports[0].training_images

@@ -36,6 +36,9 @@ def tables(found: Frames) -> Tables:
     compared, ways, compilation = (pd.DataFrame(),) * 3
     if len(points):
         points = metrics.with_warm_up_peaks(causes.with_factors(points, trials), trials)
+        # Columns came one by one, each a block of its own, of which every selection of rows copies all: a copy joins
+        # them.
+        trials, points = trials.copy(), points.copy()
         # All that the page claims is one family.
         compared, ways, compilation, claimed = differences.judged(
             differences.comparisons(points, trials),
