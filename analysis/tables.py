@@ -10,9 +10,8 @@ from scalestudy.analysis.frames import Frames
 
 @dataclass(frozen=True, kw_only=True)
 class Tables:
-    """trials: a row a trial, all metrics added. points: a row a point. unlike: what is not put on one axis
-    or left out, what efficiency stands against and how repeats
-    are not alike, in words.
+    """trials: a row a trial, all metrics added. points: a row a point. unlike, in words: what is not put on one axis or
+    left out, what efficiency stands against, and how repeats are not alike.
 
     comparisons, ways, compilation: see `differences`; empty where nothing was measured. What they claim is judged
     together, see `differences.judged`.
