@@ -11,7 +11,7 @@ import pandas as pd
 from scipy.stats import fisher_exact
 
 from scalestudy.analysis import differences, figures, intervals, metrics
-from scalestudy.analysis.fairness import guarded
+from scalestudy.analysis.fairness import guarded, once
 from scalestudy.analysis.report import Facts, as_image, page, read_study
 from scalestudy.trainers.files import DamagedError
 
@@ -92,7 +92,9 @@ def compare(base: Path, new: Path, tolerance: float, base_again: Sequence[Path] 
         ),
         work_alone=True,
     )
-    base_trials, new_trials, *again = (together[together.side == side] for side in sides)
+    counted = [once(together[together.side == side]) for side in sides]
+    base_trials, new_trials, *again = (trials for trials, _ in counted)
+    unlike += [sentence for _, said in counted for sentence in said]
     there, here = (trials[trials.throughput_images_per_s.notna()] for trials in (base_trials, new_trials))
     base_keys, new_keys = (_points_of(trials) for trials in (there, here))
     missing = _only(base_keys, new_keys)
