@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from scalestudy.analysis import answer, compare, devices, fairness, laws
+from scalestudy.analysis import answer, compare, devices, fairness
 from scalestudy.analysis.causes import CAUSES
 from scalestudy.analysis.frames import frames
 from scalestudy.analysis.tables import tables
@@ -21,7 +21,7 @@ class Page:
         self.found = frames(records, Path("nowhere"))
         made = tables(self.found)
         self.trials, self.points, self.comparisons = made.trials, made.points, made.comparisons
-        self.compilation = made.compilation
+        self.compilation, self.unlike = made.compilation, made.unlike
 
     @cached_property
     def sentences(self) -> list[str]:
@@ -85,22 +85,16 @@ def throughput_interval(read: Page) -> tuple[float, float]:
 
 def unsteady(read: Page) -> bool:
     """Return whether any trial is said to have changed on the way, or never to have ended its warm-up."""
-    changed = read.notices.kind.isin(["changed", "trend", "drift"]).any()
-    return bool(changed or not read.trials.warm_up_steady.astype(bool).all())
+    moved = read.notices.kind.isin(["changed", "drifted", "warming up"]).any()
+    return bool(moved or not read.trials.warm_up_steady.astype(bool).all())
 
 
-def odd_repeats(read: Page) -> bool:
-    """Return whether a repeat is said to be unlike the others."""
-    return bool(read.notices.kind.isin(["repeat apart", "repeats drift", "two speeds"]).any())
-
-
-def named_laws(read: Page) -> dict[str, pd.DataFrame]:
-    """Return the laws that are said to describe a page's one series, each with world_size, throughput, low and high."""
-    fitted = laws.fits(read.trials)
-    return {row.law: row.predictions for row in fitted[fitted.best.astype(bool)].itertuples()} if len(fitted) else {}
+def unlike_repeats(read: Page) -> bool:
+    """Return whether repeats are said to drift, or to lie in two groups."""
+    return any("from the first to the last repeat" in one or "lie in two groups" in one for one in read.unlike)
 
 
 def verdict(base: Path, new: Path, tolerance: float) -> str:
     """Return what `scalestudy compare` ends with: pass, fail, or unknown."""
     found = compare.compare(base, new, tolerance)
-    return "fail" if found.regressed else "pass"
+    return "fail" if found.regressed else "unknown" if found.unclear else "pass"

@@ -275,14 +275,16 @@ def _factor(rng: np.random.Generator, sigma: float, count: int | None = None) ->
     return np.exp(sigma * rng.standard_normal(count) - sigma**2 / 2) if sigma else 1.0
 
 
-def measured(cluster: Cluster, plan: Measurement, repeat: int = 0) -> tuple[Measured, Causes]:
+def measured(
+    cluster: Cluster, plan: Measurement, repeat: int = 0, *, warm_up_min_s: float = 0.0
+) -> tuple[Measured, Causes]:
     """Take a trial through the real loop, as a worker does; what it saw holds arrays, a value a rank."""
     virtual = VirtualTrainer(cluster, repeat)
     trainer = cast(Trainer, virtual)
     with patch("scalestudy.trainers.measure.now_s", virtual.now_s):
         trainer.step()
         trainer.max_over_ranks(0.0)
-        seen = measure(trainer, plan, lambda _: None)
+        seen = measure(trainer, plan, lambda _: None, warm_up_min_s=warm_up_min_s)
         causes = Causes()
         if plan.cause_windows:
             causes = measure_causes(
@@ -291,6 +293,7 @@ def measured(cluster: Cluster, plan: Measurement, repeat: int = 0) -> tuple[Meas
                 seen.windows[-1].steps,
                 resident=cluster.resident,
                 alone=cluster.ranks == 1,
+                seed=repeat,
             )
     return seen, causes
 
@@ -330,9 +333,10 @@ def trial(
 def record(cluster: Cluster, repeat: int = 0, plan: Measurement | None = None, **named: Any) -> Record:
     """Return the record of one trial; `named` is what else `trial` takes."""
     plan = plan or Measurement()
-    seen, causes = measured(cluster, plan, repeat)
+    made = trial(cluster, repeat, plan, **named)
+    seen, causes = measured(cluster, plan, repeat, warm_up_min_s=made.warm_up_min_s)
     return Record(
-        trial=trial(cluster, repeat, plan, **named),
+        trial=made,
         outcome="ok",
         reports=tuple(_reports(cluster, seen, causes, named.get("devices_per_node", 8))),
         environment=environment((FIRST_START + timedelta(minutes=repeat)).isoformat()),

@@ -80,7 +80,7 @@ def test_trainers_that_are_alike_to_the_last_are_claimed_nothing_of() -> None:
     rng = np.random.default_rng(0)
     page = claims.Page(study([Point("torch-ddp"), Point("horovod-torch")], np.ones((6, 2)), rng))
     assert claims.faster(page) == set()
-    assert not claims.odd_repeats(page)
+    assert not claims.unlike_repeats(page)
     assert not claims.unsteady(page)
 
 
