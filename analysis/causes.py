@@ -20,6 +20,8 @@ CAUSES = ("compute_scaling", "load_balance", "waiting", "communication", "input"
 LEAST_LOSS = 0.02
 # Where the parts of a step are further from the timed step than this, they do not explain it.
 CLOSURE_TOLERANCE = 0.05
+# The windows are cut into so many parts at most, each measured by what the others choose.
+_MOST_PARTS = 12
 _PERCENTILES = (5, 25, 50, 75, 95)
 
 
@@ -28,9 +30,9 @@ def part_times(reports: tuple[RankReport, ...]) -> dict[str, Any]:
 
     whole_s: the step; resident_s: that on a batch which lies on the device; exchange_s: the exchange without a step:
     medians over windows of each window's slowest rank. local_typical_s, local_max_s: the same with nothing exchanged,
-    of the typical rank and of the slowest. Both are chosen in one half of the windows and measured in the other, since
-    the slowest of ranks that are alike is not slower than they are, and then the other way round. The typical one is
-    the lower median: one slow rank of two is no slower computing of both.
+    of the typical rank and of the slowest. Both are chosen in other windows than they are measured in, since the
+    slowest of ranks that are alike is not slower than they are. Of two ranks the faster one is typical: one slow rank
+    is no slower computing of both.
     expected_max_s: the local step of whichever rank is the slowest in it, see `slowest_of_steps`; no more than a
     resident step takes, and no less than the slowest rank's.
     """
@@ -241,12 +243,20 @@ def _step_times(windows: Sequence[tuple[Window, ...]]) -> Values:
 
 
 def _typical_and_slowest(times_s: Values) -> tuple[float, float, int]:
-    """Return the typical and the slowest rank's seconds, neither chosen by what it is measured by; and the slowest."""
-    whole = np.median(times_s, axis=1)
-    halves = [np.median(times_s[:, half::2], axis=1) for half in (0, 1)] if times_s.shape[1] > 1 else [whole, whole]
-    typical, slowest = [], []
-    for chosen, told in (halves, halves[::-1]):
+    """Return the typical and the slowest rank's seconds a step, and the slowest; ranks × windows.
+
+    For every part of the windows both are chosen by all others, and then measured in it: medians over parts. Typical
+    are the ranks of the middle third, of few ranks the lower median.
+    """
+    ranks, windows = times_s.shape
+    parts = min(windows, _MOST_PARTS)
+    middle, around = (ranks - 1) // 2, ranks // 6
+    typical, slowest = np.empty(parts), np.empty(parts)
+    for part in range(parts):
+        own = np.arange(windows) % parts == part
+        chosen = np.median(times_s[:, ~own if parts > 1 else own], axis=1)
+        told = np.median(times_s[:, own], axis=1)
         order = np.argsort(chosen, kind="stable")
-        typical.append(told[order[(len(order) - 1) // 2]])
-        slowest.append(told[order[-1]])
-    return float(np.mean(typical)), float(np.mean(slowest)), int(whole.argmax())
+        typical[part] = told[order[middle - around : middle + around + 1]].mean()
+        slowest[part] = told[order[-1]]
+    return float(np.median(typical)), float(np.median(slowest)), int(np.median(times_s, axis=1).argmax())

@@ -55,10 +55,18 @@ def test_noise_drifts_no_more_often_than_stated(points: int, repeats: int) -> No
     assert np.mean([trend([page])[1] <= 0.025 for page in noise(points, repeats, 0.02)]) < 0.035
 
 
+def test_what_slows_a_whole_repeat_is_no_drift() -> None:
+    """All points of a repeat ran in the same hour: eight of them tell of a drift no more than one does."""
+    hours = noise(1, 6, 0.03)
+    assert (
+        np.mean([trend([page + hour])[1] <= 0.025 for page, hour in zip(noise(8, 6, 0.01), hours, strict=True)]) < 0.04
+    )
+
+
 def test_a_drift_of_14_percent_is_found_at_a_noise_of_2() -> None:
     line = np.log(0.86) * np.arange(6) / 5
     found = [trend([page + line]) for page in noise(2, 6, 0.02)]
-    assert np.mean([p <= 0.025 for _, p in found]) > 0.95
+    assert np.mean([p <= 0.025 for _, p in found]) > 0.85
     assert np.median([by for by, _ in found]) == pytest.approx(-0.14, abs=0.005)
 
 
