@@ -5,6 +5,7 @@ from functools import lru_cache
 
 from pydantic import BaseModel
 
+from scalestudy.trainers.devices import own_devices
 from scalestudy.trainers.record import RankReport, Record
 from scalestudy.trainers.trainer import TRAINERS
 
@@ -29,6 +30,7 @@ _WORDS = {
     "optimizer.momentum": "momentum {:g}",
     "measurement.window_s": "windows of {:g} s",
     "measurement.windows": "{} windows",
+    "measurement.warm_up_min_s": "a warm-up of {:g} s at least",
     "measurement.cause_windows": "{} windows a part of a step",
     "measurement.telemetry_hz": "{:g} samples a second",
     "seed": "seed {}",
@@ -59,7 +61,7 @@ def device_models(record: Record) -> tuple[str, ...]:
         if record.trial.device == "cpu":
             found.add(first.host.cpu_model)
         else:
-            found |= _gpu_models(first, record.reports) or set(first.host.gpus)
+            found |= _gpu_models(first, record) or set(first.host.gpus)
     return tuple(sorted(found))
 
 
@@ -92,12 +94,14 @@ def _surroundings(record: Record) -> Iterator[tuple[str, str]]:
                 yield f"versions of {framework}: {name}", f"{name} {version}"
 
 
-def _gpu_models(first: RankReport, reports: tuple[RankReport, ...]) -> set[str]:
-    """Return the models of the GPUs that a node's ranks use: local rank i has the i-th that are visible."""
+def _gpu_models(first: RankReport, record: Record) -> set[str]:
+    """Return the models of the GPUs that the ranks of a node drive, whose first rank's report is given."""
     if first.telemetry is None:
         return set()
-    used = sum(report.replicas for report in reports if report.rank.node_rank == first.rank.node_rank)
-    names = first.telemetry.visible[:used]
+    visible = first.telemetry.visible
+    ranks = [report.rank for report in record.reports if report.rank.node_rank == first.rank.node_rank]
+    driven = [device for rank in ranks for device in own_devices(record.trial, rank)]
+    names = [visible[device] for device in driven if device < len(visible)]
     return {gpu.model for gpu in first.telemetry.gpus if gpu.name in names}
 
 

@@ -20,7 +20,7 @@ _LEAST_DRIFT, _LEAST_APART = 0.01, 0.02
 # A group has a third of the repeats or more: fewer lie apart, or in a tail. Of fewer repeats no groups are told.
 _LEAST_SHARE, _FEWEST_REPEATS = 1 / 3, 6
 _SIMULATED = 20_000
-_MOST_ORDERED, _DRAWN = 7, 5000
+_MOST_ORDERED, _DRAWN = 7, 2000
 _MOST_NAMED = 4
 
 

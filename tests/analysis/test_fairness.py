@@ -179,7 +179,8 @@ def test_an_edited_study_gives_no_more_repeats(make_trial: MakeTrial, make_recor
 
 def test_a_field_of_a_trial_is_guarded_unless_it_is_said_by_its_key_or_a_limit(make_trial: MakeTrial) -> None:
     """A new field is guarded, too, unless somebody decides otherwise: nothing unlike is pooled unseen."""
-    trial = make_trial(data=Data(source="digits", folder="x", channels=1, image_size=32, classes=10))
+    data = Data(source="digits", folder="x", channels=1, image_size=32, classes=10)
+    trial = make_trial(data=data, measurement=Measurement(warm_up_min_s=1))
     parts = {"": trial, "data.": trial.data, "optimizer.": trial.optimizer, "measurement.": trial.measurement}
     fields = {above + name for above, part in parts.items() for name in type(part).model_fields}
     said = conditions._SAID | conditions._LIMITS

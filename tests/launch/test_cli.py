@@ -200,7 +200,7 @@ def test_two_studies_in_turns_leave_a_folder_each_and_are_compared(study: Path, 
     ("field", "message"),
     [
         ("launcher: slurm", "launcher: --again runs on this host alone, not by 'slurm'"),
-        ("repeats: {min: 3, max: 9, until: 2%}", "repeats: --again needs a number, the same for both"),
+        ("repeats: {min: 6, max: 9, until: 2%}", "repeats: --again needs a number, the same for both"),
     ],
 )
 def test_what_cannot_be_run_in_turns_is_refused(study: Path, tmp_path: Path, field: str, message: str) -> None:

@@ -12,7 +12,7 @@ from scalestudy.launch.launcher import check_capacity
 from scalestudy.launch.study import load_study, resolve, study_trials
 from scalestudy.trainers.options import MultiWorkerOptions
 from scalestudy.trainers.trainer import TRAINERS, series_name
-from scalestudy.trainers.trial import Trial
+from scalestudy.trainers.trial import Measurement, Trial
 
 TWO_CPUS = Topology(nodes=1, cpus_per_node=2)
 # Four cores of two hardware threads.
@@ -96,10 +96,12 @@ def test_a_gpu_has_the_cores_of_its_share_of_the_node_however_few_gpus_a_study_u
 
 
 def test_a_trial_on_whole_cores_is_named_as_before_there_were_others(make_trial: MakeTrial) -> None:
-    before = make_trial().model_dump_json(by_alias=True, exclude={"sweep", "hyper_threads", "rotate_devices"})
+    later = {"sweep": True, "hyper_threads": True, "rotate_devices": True, "measurement": {"warm_up_min_s"}}
+    before = make_trial().model_dump_json(by_alias=True, exclude=later)
     assert make_trial().id == hashlib.sha256(before.encode()).hexdigest()[:12]
     assert make_trial(hyper_threads=True).id != make_trial().id
     assert make_trial(rotate_devices=False).id != make_trial().id
+    assert make_trial(measurement=Measurement(warm_up_min_s=1)).id != make_trial(measurement=Measurement()).id
 
 
 def test_devices_are_rotated_unless_a_study_says_otherwise(write: Write) -> None:
