@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 
 from scalestudy.analysis.causes import CAUSES, CLOSURE_TOLERANCE
-from scalestudy.analysis.intervals import FEWEST_REPEATS, coverage, level, ratio_coverage
+from scalestudy.analysis.intervals import FEWEST_REPEATS, level, ratio_coverage
 from scalestudy.analysis.metrics import WORK, headings
 from scalestudy.analysis.shares import ratio, share
 
@@ -22,7 +22,7 @@ _CAUSES = {
     ),
     "load_balance": ("ranks that are not alike", "Look at the slower ones: heat, other work, an older model."),
     "waiting": (
-        "waiting for a rank that is late in that step, another one each time",
+        "waiting for ranks that are late now and then",
         "Look for what interrupts ranks now and then: other processes, interrupts, uneven batches. A faster network "
         "will not help.",
     ),
@@ -32,6 +32,11 @@ _CAUSES = {
     ),
     "input": ("input", "Try more loader_workers, faster storage, or smaller files."),
 }
+# Where nothing tells them apart: one process drives all devices, or a record is from before single steps were timed.
+_EITHER = (
+    "communication that is not hidden, or waiting for devices that are late now and then,",
+    "Which of the two it is was not measured; a trainer with a process a device tells.",
+)
 # In the place of what to try where the ranks were not let use their CPUs: no other cause can be told from that.
 _QUOTA = (
     "A CPU quota held ranks up in {:.0%} of its periods, and all of this may come of that: raise it, or give the ranks "
@@ -81,10 +86,13 @@ def _ranking(size: int, rows: pd.DataFrame) -> str:
     if len(beaten) > _MOST_NAMED:
         shown.append(f"and up to {beaten.ratio.max():.2f}× as fast as the other {len(beaten) - _MOST_NAMED}")
     few = rows[~rows.shown & (rows.repeats < FEWEST_REPEATS)]
+    unshown = rows[~rows.shown & (rows.repeats >= FEWEST_REPEATS)]
     alike = [
         f"{row.slower} ({row.ratio:.2f}×, {row.ratio_low:.2f}–{row.ratio_high:.2f}×)"
-        for row in rows[~rows.shown & (rows.repeats >= FEWEST_REPEATS)].itertuples()
+        for row in unshown.head(_MOST_NAMED).itertuples()
     ]
+    if len(unshown) > _MOST_NAMED:
+        alike.append(f"and {len(unshown) - _MOST_NAMED} more")
     said = [f"{fastest} is {', '.join(shown)}"] if shown else []
     if alike:
         said.append(f"no difference is shown between {fastest} and {', '.join(alike)}")
@@ -147,7 +155,7 @@ def _scales(rows: pd.DataFrame) -> Iterator[str]:
                 f"{trainer}'s efficiency falls below {EFFICIENCY_FLOOR:.0%} on {devices(first.world_size)}: "
                 f"{_share(first)} of that on {devices(reference)}, a speedup of {first.speedup:.2f}×."
             )
-        above = beyond[beyond.efficiency_low > 1]
+        above = beyond[beyond.above_reference]
         if not above.empty:
             first = above.iloc[0]
             yield (
@@ -177,17 +185,22 @@ def _why(rows: pd.DataFrame) -> Iterator[str]:
             yield open_to or f"What {trainer} loses on {devices(row.world_size)} is not shown to have any one cause."
             continue
         factors = ", ".join(
-            f"{_CAUSES[cause][0]} leaves {value:.0%} ({_between(row, cause)})" for value, cause in shown
+            f"{_words(row, cause)[0]} leaves {value:.0%} ({_between(row, cause)})" for value, cause in shown
         )
         worst = shown[0][1]
         named = {cause for _, cause in shown}
         more = [
-            *(_hidden(row) if "communication" in named else ()),
+            *(_hidden(row) if "communication" in named and pd.notna(row.waiting) else ()),
             *(_slowest(row) if "load_balance" in named else ()),
             *([open_to] if open_to else ()),
         ]
-        advice = _QUOTA.format(row.throttled_share) if row.throttled_share > _THROTTLED else _CAUSES[worst][1]
+        advice = _QUOTA.format(row.throttled_share) if row.throttled_share > _THROTTLED else _words(row, worst)[1]
         yield " ".join([f"Why, on {devices(row.world_size)}, for {trainer}: {factors}.", *more, advice])
+
+
+def _words(row: Any, cause: str) -> tuple[str, str]:
+    """Return a cause in words, and what to try."""
+    return _EITHER if cause == "communication" and pd.isna(row.waiting) else _CAUSES[cause]
 
 
 def _does_not_add_up(row: Any) -> str:
@@ -202,14 +215,16 @@ def _does_not_add_up(row: Any) -> str:
 def _hidden(row: Any) -> Iterator[str]:
     if pd.isna(row.hidden):
         return
-    alone = f"{row.exchanged_bytes / 1e6:.3g} MB a step take {1e3 * row.exchange_s:.3g} ms to exchange alone"
+    alone = f"The exchange of {row.exchanged_bytes / 1e6:.3g} MB a step takes {1e3 * row.exchange_s:.3g} ms alone"
     if row.hidden > 1:
         # A share above 100 % would be noise told as a finding.
         yield f"{alone}; how much of it hides is not shown: a step with the exchange took no longer than one without."
+    elif row.hidden_high >= 0 and row.hidden <= 0:
+        yield f"{alone}; none of it is shown to hide."
     elif row.hidden > 0:
-        yield f"{alone}, {share(row.hidden)} of which hide behind computing."
+        yield f"{alone}, and {share(row.hidden)} of that hides behind computing."
     else:
-        yield f"{alone} and add {1e3 * row.exposed_s:.3g} ms: exchanging and computing stand in each other's way."
+        yield f"{alone} and adds {1e3 * row.exposed_s:.3g} ms: exchanging and computing stand in each other's way."
 
 
 def _slowest(row: Any) -> Iterator[str]:
@@ -221,7 +236,7 @@ def _slowest(row: Any) -> Iterator[str]:
 
 
 def _between(row: Any, cause: str) -> str:
-    return f"{level(coverage(row.repeats))} interval {row[f'{cause}_low']:.0%}–{row[f'{cause}_high']:.0%}"
+    return f"95 % interval {row[f'{cause}_low']:.0%}–{row[f'{cause}_high']:.0%}"
 
 
 def _pays(here: pd.DataFrame) -> Iterator[str]:

@@ -28,8 +28,9 @@ _PERCENTILES = (5, 25, 50, 75, 95)
 def part_times(reports: tuple[RankReport, ...]) -> dict[str, Any]:
     """Return seconds of the parts of a step, where they were measured, and the rank that is slowest alone.
 
-    whole_s: the step; resident_s: that on a batch which lies on the device; exchange_s: the exchange without a step:
-    medians over windows of each window's slowest rank. local_typical_s, local_max_s: the same with nothing exchanged,
+    whole_s: the step, the mean over its windows of the slowest rank, since loaders give their batches in bursts.
+    resident_s: that on a batch which lies on the device; exchange_s: the exchange without a step: medians over windows
+    of each window's slowest rank. local_typical_s, local_max_s: the same with nothing exchanged,
     of the typical rank and of the slowest. Both are chosen in other windows than they are measured in, since the
     slowest of ranks that are alike is not slower than they are. Of two ranks the faster one is typical: one slow rank
     is no slower computing of both.
@@ -44,8 +45,8 @@ def part_times(reports: tuple[RankReport, ...]) -> dict[str, Any]:
     )
     resident_s = float(np.median(resident.max(axis=0)))
     whole_s = resident_s
-    if all(report.whole_windows for report in reports):
-        whole_s = float(np.median(_step_times([report.whole_windows for report in reports]).max(axis=0)))
+    if any(report.whole_windows for report in reports):
+        whole_s = float(np.max([_mean_step_s(report.whole_windows) for report in reports]))
     typical_s, max_s, slowest = _typical_and_slowest(local)
     found = {
         "whole_s": whole_s,
@@ -98,10 +99,11 @@ def with_causes(trials: pd.DataFrame) -> pd.DataFrame:
         communication    expected slowest / resident
         input            resident / whole step
     but for the first each over its median at the reference, where they cost something too. unexplained is the rest:
-    efficiency is the product of the five and it. (After the POP efficiency metrics of HPC, Wagner et al. 2018, which
-    have the mean for typical: of two ranks it would call half of one's slowness slower computing.) Empty where the
-    parts were not measured; load_balance and waiting also where one process drives all devices, and communication holds
-    what is lost to them.
+    efficiency is the product of the five and it: stalls of few windows, and what changed between the two. (After the
+    POP efficiency metrics of HPC, Wagner et al. 2018, which have the mean for typical: of two ranks it would call half
+    of one's slowness slower computing.) Empty where the parts were not measured; load_balance and waiting also where
+    one process drives all devices, and waiting where no single steps were timed: communication holds what is lost to
+    them.
 
         closure        whole / timed step: 1 where the parts explain the step
         exposed_s      resident - expected slowest: what the exchange adds to a step
@@ -113,9 +115,10 @@ def with_causes(trials: pd.DataFrame) -> pd.DataFrame:
         own_…          the factors before they are set against the reference
     """
     need(trials, [*SERIES, "efficiency", "local_typical_s", "local_max_s", "resident_s", "whole_s", "exchange_s"])
-    need(trials, ["expected_max_s", "step_time_s", "told_processes"])
+    need(trials, ["expected_max_s", "step_time_s", "median_step_s", "told_processes"])
     parts = ["local_typical_s", "local_max_s", "expected_max_s", "resident_s", "whole_s", "exchange_s"]
     typical_s, max_s, expected_s, resident_s, whole_s, exchange_s = (trials[part].astype(float) for part in parts)
+    unknown = expected_s.isna() | (trials.told_processes < trials.world_size)
     expected_s = expected_s.fillna(max_s)
     own = pd.DataFrame(
         {
@@ -131,19 +134,20 @@ def with_causes(trials: pd.DataFrame) -> pd.DataFrame:
     reference = own.where(at_reference).groupby([trials[column] for column in SERIES]).transform("median")
     relative = own / reference
     unexplained = trials.efficiency / relative.prod(axis=1, skipna=False)
-    one_process = trials.told_processes < trials.world_size
     for factors in (own, relative):
-        factors.loc[one_process, ["load_balance", "waiting"]] = np.nan
+        factors.loc[unknown, "waiting"] = np.nan
+        factors.loc[trials.told_processes < trials.world_size, "load_balance"] = np.nan
     exposed_s = (resident_s - expected_s).where(exchange_s.notna())
     return trials.assign(
         **relative,
         **own.add_prefix("own_"),
         unexplained=unexplained,
-        closure=whole_s / trials.step_time_s,
+        # Like with like: the parts of resident data are medians, the whole step on loaded data is a mean.
+        closure=whole_s / trials.step_time_s.where(whole_s != resident_s, trials.median_step_s),
         exposed_s=exposed_s,
         hidden=1 - exposed_s / exchange_s.where(exchange_s > 0),
         least_s=np.maximum(expected_s, exchange_s),
-        most_s=expected_s + exchange_s,
+        most_s=(expected_s + exchange_s).mask(unknown),
         together=typical_s / resident_s,
     )
 
@@ -236,27 +240,38 @@ def decomposed(trials: pd.DataFrame) -> pd.DataFrame:
 
 
 def _step_times(windows: Sequence[tuple[Window, ...]]) -> Values:
-    """Return seconds a step, ranks × windows."""
-    stacked = np.array([[window[:3] for window in own] for own in windows], dtype=np.float64)
+    """Return seconds a step, ranks × windows; as many windows as every rank has."""
+    shortest = min(map(len, windows))
+    stacked = np.array([[window[:3] for window in own[:shortest]] for own in windows], dtype=np.float64)
     times: Values = (stacked[:, :, 1] - stacked[:, :, 0]) / stacked[:, :, 2]
     return times
+
+
+def _mean_step_s(windows: Sequence[Window]) -> float:
+    """Return seconds a step over all windows; NaN where a rank has none."""
+    if not windows:
+        return float("nan")
+    return sum(window.end_s - window.start_s for window in windows) / sum(window.steps for window in windows)
 
 
 def _typical_and_slowest(times_s: Values) -> tuple[float, float, int]:
     """Return the typical and the slowest rank's seconds a step, and the slowest; ranks × windows.
 
-    For every part of the windows both are chosen by all others, and then measured in it: medians over parts. Typical
-    are the ranks of the middle third, of few ranks the lower median.
+    For every part of the windows both are chosen by all others, and then measured in it: medians over parts. Of a
+    single window nobody can be chosen: the typical rank is then taken for the slowest.
     """
     ranks, windows = times_s.shape
+    middle = (ranks - 1) // 2
+    if windows < 2:
+        alone_s = float(np.sort(times_s[:, 0])[middle])
+        return alone_s, alone_s, int(times_s.argmax())
     parts = min(windows, _MOST_PARTS)
-    middle, around = (ranks - 1) // 2, ranks // 6
     typical, slowest = np.empty(parts), np.empty(parts)
     for part in range(parts):
         own = np.arange(windows) % parts == part
-        chosen = np.median(times_s[:, ~own if parts > 1 else own], axis=1)
+        chosen = np.median(times_s[:, ~own], axis=1)
         told = np.median(times_s[:, own], axis=1)
         order = np.argsort(chosen, kind="stable")
-        typical[part] = told[order[middle - around : middle + around + 1]].mean()
+        typical[part] = told[order[middle]]
         slowest[part] = told[order[-1]]
     return float(np.median(typical)), float(np.median(slowest)), int(np.median(times_s, axis=1).argmax())

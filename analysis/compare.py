@@ -108,7 +108,7 @@ def compare(base: Path, new: Path, tolerance: float, base_again: Sequence[Path] 
         unlike=unlike,
         points=changes(there, here, tolerance, paired=in_turns, again=again),
         tried=_tried(base_trials, new_trials),
-        lost=missing.merge(_points_of(new_trials), on=MATCH),
+        lost=missing.merge(_points_of(new_trials[new_trials.outcome != "skipped"]), on=MATCH),
         base_only=_only(missing, _points_of(new_trials)),
         new_only=_only(new_keys, base_keys),
         damaged=[error for _, _, damaged in read for error in damaged],
@@ -120,7 +120,10 @@ def compare(base: Path, new: Path, tolerance: float, base_again: Sequence[Path] 
 def interleaved(base: pd.DataFrame, new: pd.DataFrame) -> bool:
     """Return whether two sides were measured in turns: every repeat of both before the next one of either."""
     started = pd.concat([base, new]).groupby("repeat", sort=True).started_at.agg(["min", "max"])
-    return bool((started["max"].iloc[:-1].to_numpy() < started["min"].iloc[1:].to_numpy()).all())
+    shared = set(base["repeat"]) & set(new["repeat"])
+    # One repeat of each may lie days apart.
+    in_order = (started["max"].iloc[:-1].to_numpy() < started["min"].iloc[1:].to_numpy()).all()
+    return len(shared) > 1 and bool(in_order)
 
 
 def changes(
@@ -272,7 +275,7 @@ def _gates(found: Comparison) -> Iterator[str]:
 def _would_tell(unclear: pd.DataFrame, found: Comparison) -> str:
     """Say of the least certain point which loss could have been seen, and what would see the tolerance."""
     fewest = int(unclear[["base_repeats", "new_repeats"]].min().min())
-    if fewest < 3:
+    if fewest < intervals.FEWEST_REPEATS:
         return f"A point has {_count(fewest, 'repeat')}: measure it {intervals.FEWEST_REPEATS} times."
     row = unclear.loc[unclear.detectable.idxmax()]
     seen = (
@@ -285,6 +288,8 @@ def _would_tell(unclear: pd.DataFrame, found: Comparison) -> str:
         return f"{seen}; to show that nothing at all was lost is not possible: give a --tolerance."
     if np.isnan(row.repeats_needed):
         return f"{seen}; to find {found.tolerance:.1%}, a thousand repeats would not do."
+    if row.repeats_needed <= fewest:
+        return f"{seen}; the interval of what was lost reaches across the tolerance, and more repeats would narrow it."
     return f"{seen}; to find {found.tolerance:.1%} takes {row.repeats_needed:.0f} repeats of both."
 
 

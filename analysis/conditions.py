@@ -13,7 +13,7 @@ from scalestudy.trainers.trainer import TRAINERS
 Conditions = tuple[tuple[str, str], ...]
 
 # Subjects that are no work but that on which it is done: two folders that differ in them can be compared.
-_SURROUNDINGS = "device model", "driver", "versions"
+_SURROUNDINGS = "device model", "driver", "versions", "data.folder", "seed"
 # What a workload, a series or a point's key says already.
 _SAID = {
     *("schema_version", "trainer", "model", "scaling", "world_size", "devices_per_node", "device", "per_device_batch"),
@@ -44,7 +44,7 @@ def conditions(record: Record) -> Conditions:
 
 
 def work_alone(found: Conditions) -> Conditions:
-    """Return the conditions but those on which the work is done: devices, drivers, versions."""
+    """Return the conditions but those on which the work is done: devices, drivers, versions, where the data lie."""
     return tuple(pair for pair in found if not pair[0].startswith(_SURROUNDINGS))
 
 

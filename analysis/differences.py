@@ -82,8 +82,8 @@ def day_difference(above: pd.Series, days: Sequence[pd.Series], null: float = 1.
     spread = float(means.std(ddof=1)) * np.sqrt(1 + 1 / len(means))
     by_day = _student(float(np.log(above).mean() - means.mean()), spread, len(means) - 1, np.log(null))
     by_repeat = difference(above, pd.concat(days), null, paired=False)
-    # Days that were alike by chance do not make repeats more certain than they are.
-    return by_repeat if by_repeat.high / by_repeat.low > by_day.high / by_day.low else by_day
+    # Days that were alike by chance do not make repeats more certain than they are; of one or two repeats nobody knows.
+    return by_day if by_repeat.high / by_repeat.low <= by_day.high / by_day.low else by_repeat
 
 
 def detectable(standard_error: float, degrees: float) -> float:
@@ -134,6 +134,19 @@ def judged(*tables: pd.DataFrame, least: float = LEAST_DIFFERENCE) -> list[pd.Da
         table.assign(p_adjusted=p, shown=(p <= 1 - CONFIDENCE) & ((table.ratio - 1).abs() > least))
         for table, p in zip(tables, adjusted, strict=True)
     ]
+
+
+def above_reference(table: pd.DataFrame, trials: pd.DataFrame) -> pd.DataFrame:
+    """Return a row a point whose devices each do more than the reference's: index of the point, ratio, p_value."""
+    need(table, [*POINT, "reference_world_size", "efficiency"])
+    samples = by_repeat(trials)
+    rows = []
+    for point in table[(table.world_size > table.reference_world_size) & (table.efficiency > 1)].itertuples():
+        key = tuple(getattr(point, column) for column in POINT)
+        reference = samples[(*key[:-1], point.reference_world_size)]
+        found = difference(samples[key] / point.world_size, reference / point.reference_world_size)
+        rows.append((point.Index, found.ratio, found.p_value))
+    return pd.DataFrame(rows, columns=["index", "ratio", "p_value"])
 
 
 def comparisons(table: pd.DataFrame, trials: pd.DataFrame) -> pd.DataFrame:

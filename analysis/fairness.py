@@ -64,10 +64,26 @@ def guarded(trials: pd.DataFrame, *, work_alone: bool = False) -> tuple[pd.DataF
         short = _distinguishing(differing)
         by_trial = differing.iloc[kinds]
         workloads.loc[group.index] += _joined(by_trial[short], before=True).to_numpy()
+        _follow(workloads, trials[(trials.outcome != "ok") & _of(trials, group)], group)
         who = group.series.groupby(_joined(by_trial).to_numpy()).unique()
         sides = "; ".join(f"{value or 'the others'}: {', '.join(sorted(series))}" for value, series in who.items())
         said.append(f"{workload}: not put on one axis, the work or what it was done on was not the same. {sides}.")
     return trials.assign(workload=workloads), said
+
+
+def _of(trials: pd.DataFrame, group: pd.DataFrame) -> pd.Series:
+    """Return which trials are of the work that a group of them is of."""
+    return (trials[WORK] == group[WORK].iloc[0]).all(axis=1)
+
+
+def _follow(workloads: pd.Series, failed: pd.DataFrame, ok: pd.DataFrame) -> None:
+    """Give failed trials, which tell no conditions, the name of those of their series that did not, if it is one."""
+    names = workloads[ok.index].groupby([ok.series, ok.world_size]).agg(set)
+    of_series = workloads[ok.index].groupby(ok.series).agg(set)
+    for index, series, size in zip(failed.index, failed.series, failed.world_size, strict=True):
+        name = names.get((series, size)) or of_series.get(series) or set()
+        if len(name) == 1:
+            workloads[index] = next(iter(name))
 
 
 def once(trials: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
@@ -76,6 +92,10 @@ def once(trials: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     Two are there where a study was edited in a limit, such as a deadline, and run again into the same folder.
     """
     key = [*POINT, "repeat"]
+    # A limit that was raised, and the trial has ended within it since: it does not fail.
+    ordered = trials.assign(failed=trials.outcome != "ok").sort_values(["failed", "started_at"], kind="stable")
+    superseded = ordered[ordered.failed & ordered.duplicated(key)]
+    trials = trials.drop(superseded.index)
     ok = trials[trials.outcome == "ok"].sort_values(["started_at", "folder_name"])
     again = ok[ok.duplicated(key)]
     first = again.merge(ok.drop_duplicates(key)[[*key, "folder_name"]], on=key, suffixes=("", "_first"))
@@ -85,7 +105,7 @@ def once(trials: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
         for row in first.head(_MOST_NAMED).itertuples()
     ]
     if len(first) > _MOST_NAMED:
-        said.append(f"So are {len(first) - _MOST_NAMED} more.")
+        said.append(f"{len(first) - _MOST_NAMED} more are left out for the same reason.")
     return trials.drop(again.index), said
 
 

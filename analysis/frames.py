@@ -108,6 +108,7 @@ def frames(records: Iterable[Record], trials_path: Path) -> Frames:
         # Slowest rank: the all-reduce makes every other rank wait for it.
         row["measured_s"] = seconds.sum(axis=1).max()
         row["measured_steps"] = steps.sum()
+        row["median_step_s"] = float(np.median(seconds.max(axis=0) / steps))
         row |= part_times(record.reports)
         row["warm_up_steady"] = all(report.warm_up_steady for report in record.reports)
         row["first_step_s"] = phase_s.get("first_step")
@@ -285,6 +286,7 @@ _TRIAL_COLUMNS = [
     "duration_s",
     "measured_s",
     "measured_steps",
+    "median_step_s",
     "whole_s",
     "resident_s",
     "local_typical_s",

@@ -9,7 +9,7 @@ import pandas as pd
 from scipy.optimize import brentq
 from scipy.stats import nct, t
 
-from scalestudy.analysis.intervals import CONFIDENCE
+from scalestudy.analysis.intervals import CONFIDENCE, FEWEST_REPEATS
 from scalestudy.analysis.metrics import SERIES
 from scalestudy.analysis.shares import off_by
 
@@ -65,7 +65,9 @@ def told_apart(row: Mapping[str, Any]) -> str:
     """Return a row of `resolution` in words."""
     sizes = f"{row['below']} from {row['above']} devices at {WORTH_SEEING:.0%}"
     if row["repeats"] < 2:
-        return f"{sizes}: not known from one repeat"
+        return f"{sizes}: not known, since no two repeats measured both"
+    if row["repeats"] < FEWEST_REPEATS and row["repeats_needed"] <= FEWEST_REPEATS:
+        return f"{sizes}: {FEWEST_REPEATS} repeats"
     seen = f"{off_by(row['smallest_difference'], 1)}"
     if np.isnan(row["repeats_needed"]):
         return f"{sizes}: over {_MOST_REPEATS:,} repeats; {row['repeats']} see {seen}"
@@ -80,11 +82,11 @@ def smallest_difference(spread: float, repeats: int) -> float:
 
 
 def repeats_needed(spread: float, difference: float) -> float:
-    """Return how many pairs see a relative difference, two at least, NaN past `_MOST_REPEATS`."""
+    """Return how many pairs see a relative difference, six at least, NaN past `_MOST_REPEATS`."""
     if not smallest_difference(spread, _MOST_REPEATS) <= difference:
         return np.nan
     # The more repeats the less they see: the first that is small enough is found by halves.
-    too_few, enough = 1, _MOST_REPEATS
+    too_few, enough = FEWEST_REPEATS - 1, _MOST_REPEATS
     while enough - too_few > 1:
         middle = (too_few + enough) // 2
         if smallest_difference(spread, middle) <= difference:

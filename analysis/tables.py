@@ -39,13 +39,15 @@ def tables(found: Frames) -> Tables:
         # them.
         trials, points = trials.copy(), points.copy()
         # All that the page claims is one family.
-        compared, ways, compilation, claimed = differences.judged(
+        compared, ways, compilation, claimed, above = differences.judged(
             differences.comparisons(points, trials),
             differences.ways(points, trials),
             differences.compilation(points, trials),
             causes.claims(points),
+            differences.above_reference(points, trials),
         )
         points = causes.with_shown(points, claimed)
+        points["above_reference"] = points.index.isin(above["index"][above.shown])
     return Tables(
         trials=trials,
         points=points,

@@ -331,6 +331,9 @@ def compare(
     if again:
         base, new = _run_in_turns(base, new, out or Path("results") / "again")
     days = [path for path in map(_home, base_again or ()) if path]
+    resolved = [path.resolve() for path in (base, new, *days)]
+    if twice := next((path for path in days if resolved.count(path.resolve()) > 1), None):
+        raise InputError(f"--base-again: {twice}: is given twice; it must be the base measured on another day")
     for folder in (base, new, *days):
         # On stderr: stdout is the Markdown.
         _existing(_console(stderr=True), folder)

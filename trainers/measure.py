@@ -21,8 +21,6 @@ _CAUSES_WARM_UP = 3
 # A window of a part is so much shorter than a timed one, and there are so many more of them: what disturbs one of them
 # then decides nothing.
 _TURNS_A_WINDOW = 3
-# Steps on real input in a row, in windows of the parts.
-_MOST_WHOLE_WINDOWS = 4
 # Local steps that are timed one by one: enough for how they spread, few enough for a record.
 _FEWEST_SINGLE_STEPS, _MOST_SINGLE_STEPS = 10, 100
 
@@ -67,10 +65,8 @@ def measure(
     least_s = min(warm_up_min_s, plan.warm_up_max_s)
     steps_taken = 1
     seen.losses.append(_loss_point(trainer, steps_taken))
-    if trainer.batches_ahead():
-        # What was read ahead while the first step compiled would pass for the speed of the input.
-        _drain(trainer)
-        steps_taken += 1
+    # What was read ahead while the first step compiled would pass for the speed of the input.
+    steps_taken += _drain(trainer)
 
     def window(steps: int) -> tuple[Window, float]:
         """Return this rank's window and the slowest rank's seconds a step."""
@@ -92,10 +88,8 @@ def measure(
         steps = steps_for(plan.window_s * _WARM_UP_SHARE, step_s)
         progress(seen)
 
-    if trainer.batches_ahead():
-        # The first steps are slow, and while they last the queue fills anew.
-        _drain(trainer)
-        steps_taken += 1
+    # The first steps are slow, and while they last the queue fills anew.
+    steps_taken += _drain(trainer)
     seen.warm_up_memory = trainer.memory()
     # The first steps hold what no later one does, above all the workspaces of every algorithm that cuDNN tries.
     trainer.reset_peaks()
@@ -118,40 +112,34 @@ def measure_causes(trainer: Trainer, windows: int, steps: int, *, resident: bool
 
     Whole: the step. Resident: that on a batch which lies on the device, as all do of data that are `resident`. Local:
     the same with nothing exchanged. Exchange: as much as a step exchanges and no step, unless the device is `alone`.
-    They take as long as so many `windows` of so many `steps` of each, in an order that is balanced and drawn by `seed`.
+    They take as long as so many `windows` of so many `steps` of each, in an order that is balanced and drawn by `seed`;
+    the whole step in a row before the others, since what a loader gives has a history.
     Then local steps one by one, all ranks beginning each together: what of their jitter is common to all ranks shows.
     """
     seen = Causes()
     parts = [(seen.resident, trainer.resident_step), (seen.local, trainer.local_step)]
-    if not resident:
-        parts += [(seen.whole, trainer.step)]
     if not alone and trainer.exchanged_bytes() is not None:
         parts += [(seen.exchange, trainer.exchange_step)]
-    turns, of_a_turn = windows * min(_TURNS_A_WINDOW, steps), math.ceil(steps / _TURNS_A_WINDOW)
-    # Loaders may give their batches in bursts: a window of less than one would be too fast or too slow.
-    of_whole = min(max(of_a_turn, math.ceil(trainer.batches_ahead() / 2)), _MOST_WHOLE_WINDOWS * steps)
+    # Of a single turn nobody could be chosen by the others.
+    turns, of_a_turn = max(2, windows * min(_TURNS_A_WINDOW, steps)), math.ceil(steps / _TURNS_A_WINDOW)
     put_back = trainer.kept()
 
-    def take(part: int, steps: int) -> Window:
-        taken, step = parts[part]
-        if taken is seen.whole:
-            # Beside the other parts the loader has filled its queue.
-            _drain(trainer)
+    def take(step: Callable[[], None], steps: int) -> Window:
         trainer.max_over_ranks(0.0)
         return timed_window(trainer, steps, step)
 
     try:
+        if not resident:
+            # While parameters were checked and tested the loader has filled its queue.
+            _drain(trainer)
+            seen.whole += [take(trainer.step, steps) for _ in range(windows)]
         for index in range(_CAUSES_WARM_UP):
-            for part in range(len(parts)):
+            for _, step in parts:
                 # The first ones trace, compile and fill caches.
-                take(part, 1 + index)
+                take(step, 1 + index)
         for order in balanced_orders(len(parts), turns, seed):
-            for part in order:
-                taken = parts[part][0]
-                if taken is not seen.whole:
-                    taken.append(take(part, of_a_turn))
-                elif len(taken) < windows:
-                    taken.append(take(part, of_whole))
+            for taken, step in (parts[part] for part in order):
+                taken.append(take(step, of_a_turn))
         for _ in range(min(max(windows * steps, _FEWEST_SINGLE_STEPS), _MOST_SINGLE_STEPS)):
             trainer.max_over_ranks(0.0)
             window = timed_window(trainer, 1, trainer.local_step)
@@ -184,14 +172,18 @@ def balanced_orders(count: int, turns: int, seed: int) -> Iterator[list[int]]:
         yield rows.pop()
 
 
-def _drain(trainer: Trainer) -> None:
-    """Take what the input may have ready, and a step, beside which the next batch is loaded.
+def _drain(trainer: Trainer) -> int:
+    """Take what the input may have ready, then as many steps, and return how many.
 
-    From there on a step waits for its batch as it does in a long training.
+    Loaders that began together give their batches in bursts. After an empty queue the first burst is waited for, also
+    by steps that are slower than their input: with so many steps that is over.
     """
-    for _ in range(trainer.batches_ahead()):
+    ahead = trainer.batches_ahead()
+    for _ in range(ahead):
         trainer.next_batch()
-    trainer.step()
+    for _ in range(ahead):
+        trainer.step()
+    return ahead
 
 
 def steady(steps_s: Sequence[float]) -> bool:

@@ -244,7 +244,7 @@ def test_the_smallest_loss_that_was_to_be_found_and_the_repeats_that_would_find_
         ({("torch-ddp", 1): 0.1}, {}, 0, "No point lost more than the tolerance of 3.0%"),
         ({("torch-ddp", 1): 0.2}, {}, 1, "1 point is slower by more than the tolerance of 3.0%"),
         ({("torch-ddp", 1): 0.2}, {"repeats": 1}, 3, "A point has 1 repeat: measure it 6 times"),
-        ({("torch-ddp", 1): 0.1}, {"repeats": 3}, 3, "to find 3.0% takes 6 repeats of both"),
+        ({("torch-ddp", 1): 0.1}, {"repeats": 3}, 3, "A point has 3 repeats: measure it 6 times"),
         ({("torch-ddp", 1): 0.1}, {"failing": 5}, 1, "5 of 6 trials failed, in the base 0 of 6"),
         ({("torch-ddp", 1): 0.1}, {"failing": 1}, 3, "1 of 6 trials failed, in the base 0 of 6"),
         ({("torch-ddp", 1): None}, {}, 1, "1 point that the base measured failed in every trial"),

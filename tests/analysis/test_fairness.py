@@ -188,6 +188,32 @@ def test_a_field_of_a_trial_is_guarded_unless_it_is_said_by_its_key_or_a_limit(m
     assert {name for name, _ in conditions._fields(trial, "")} == fields - said - {"data", "optimizer", "measurement"}
 
 
+def test_a_trial_that_ended_within_a_raised_limit_is_no_failure(make_trial: MakeTrial, make_record: MakeRecord) -> None:
+    late = make_trial(measurement=Measurement(deadline_s=60))
+    timed_out = make_record(late, outcome="timeout", reason="60 s were over", reports=())
+    made = tables(
+        frames([timed_out, make_record(make_trial(measurement=Measurement(deadline_s=120)))], Path("/nowhere"))
+    )
+    assert made.trials.outcome.tolist() == ["ok"]
+
+
+def test_failed_trials_stay_with_those_of_their_series_where_a_workload_is_split(
+    make_trial: MakeTrial, make_record: MakeRecord
+) -> None:
+    """What failed tells no parameters: it is of the series that did."""
+    found = []
+    for trainer, count in (("torch-ddp", 100), ("tf-multiworker", 101)):
+        record = make_record(make_trial(trainer=trainer))
+        reports = tuple(report.model_copy(update={"parameter_count": count}) for report in record.reports)
+        found.append(record.model_copy(update={"reports": reports}))
+    found.append(make_record(make_trial(repeat=1), outcome="failed", reason="x", reports=()))
+    trials, [said] = fairness.guarded(frames(found, Path("/nowhere")).trials)
+    of_torch = trials[trials.trainer == "torch-ddp"]
+    assert of_torch.workload.nunique() == 1
+    assert "100 parameters" in of_torch.workload.iloc[0]
+    assert "not put on one axis" in said
+
+
 def test_a_point_and_repeat_counts_once_and_the_later_record_is_named(
     make_trial: MakeTrial, make_record: MakeRecord
 ) -> None:

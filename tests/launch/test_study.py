@@ -96,7 +96,7 @@ def test_a_gpu_has_the_cores_of_its_share_of_the_node_however_few_gpus_a_study_u
 
 
 def test_a_trial_on_whole_cores_is_named_as_before_there_were_others(make_trial: MakeTrial) -> None:
-    later = {"sweep": True, "hyper_threads": True, "rotate_devices": True, "measurement": {"warm_up_min_s"}}
+    later: Any = {"sweep": True, "hyper_threads": True, "rotate_devices": True, "measurement": {"warm_up_min_s"}}
     before = make_trial().model_dump_json(by_alias=True, exclude=later)
     assert make_trial().id == hashlib.sha256(before.encode()).hexdigest()[:12]
     assert make_trial(hyper_threads=True).id != make_trial().id
