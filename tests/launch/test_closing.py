@@ -69,7 +69,7 @@ def test_a_rank_that_goes_wrong_in_closing_costs_nothing(run_ranks: RunRanks, ho
     record, logs = run_ranks({1: {"close": how}})
     assert (record.outcome, record.reason) == ("ok", None)
     assert record.missing == {}
-    assert [len(report.local_windows) for report in record.reports] == [1, 1]
+    assert all(len(report.local_windows) >= 2 for report in record.reports)
     assert ["close" in report.phases for report in record.reports] == [True, how == "raise"]
     assert logged in logs[1]
     assert time.monotonic() - began_s < 30
