@@ -7,7 +7,7 @@ import pandas as pd
 
 from scalestudy.analysis.causes import CAUSES, CLOSURE_TOLERANCE
 from scalestudy.analysis.intervals import FEWEST_REPEATS, level, ratio_coverage
-from scalestudy.analysis.metrics import WORK, headings
+from scalestudy.analysis.metrics import WORK, devices, headings
 from scalestudy.analysis.shares import ratio, share
 
 # Below this share of the reference's throughput per device, added devices are said to be poorly used.
@@ -271,8 +271,3 @@ def _share(row: Any) -> str:
         return f"{ratio(row.efficiency)[0]} (measured once, no interval)"
     value, interval = ratio(row.efficiency, row.efficiency_low, row.efficiency_high)
     return f"{value} ({level(ratio_coverage(row.repeats))} interval {interval})"
-
-
-def devices(count: int) -> str:
-    """Return a number of devices in words."""
-    return f"{count} device{'s' if count > 1 else ''}"

@@ -184,10 +184,7 @@ def claims(table: pd.DataFrame) -> pd.DataFrame:
 
     A loss is named from `LEAST_LOSS` on, and where the parts do not explain the step, from what they leave open.
     """
-    largest = table[
-        (table.world_size == table.groupby(SERIES).world_size.transform("max"))
-        & (table.world_size > table.reference_world_size)
-    ]
+    largest = table[_at_largest(table)]
     least = largest.closure_off.where(largest.closure_off > CLOSURE_TOLERANCE, LEAST_LOSS)
     parts = [
         pd.DataFrame({"ratio": largest[cause], "p_value": largest[f"{cause}_p_value"], "least_loss": least}).assign(
@@ -199,8 +196,8 @@ def claims(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def with_shown(table: pd.DataFrame, claimed: pd.DataFrame) -> pd.DataFrame:
-    """Add ..._shown of every cause: claims that stand, by their column p_adjusted, and are worth a word."""
-    stand = claimed[(claimed.p_adjusted <= 1 - CONFIDENCE) & (claimed.ratio < 1 - claimed.least_loss)]
+    """Add ..._shown of every cause: claims that are `shown`, see `differences.judged`, and worth a word."""
+    stand = claimed[claimed.shown & (claimed.ratio < 1 - claimed.least_loss)]
     shown = {f"{cause}_shown": table.index.isin(stand["index"][stand.cause == cause]) for cause in CAUSES}
     return table.assign(**shown)
 
@@ -230,13 +227,15 @@ def _factors(table: pd.DataFrame, measured: pd.DataFrame) -> dict[str, Values]:
 
 def decomposed(trials: pd.DataFrame) -> pd.DataFrame:
     """Return a trial of each series at its largest world size: that of median efficiency, so that its causes add up."""
-    largest = trials[
-        (trials.world_size == trials.groupby(SERIES).world_size.transform("max"))
-        & (trials.world_size > trials.reference_world_size)
-        & trials.compute_scaling.notna()
-    ]
+    largest = trials[_at_largest(trials) & trials.compute_scaling.notna()]
     rows = [group.sort_values("efficiency").iloc[(len(group) - 1) // 2] for _, group in largest.groupby(SERIES)]
     return pd.DataFrame(rows, columns=trials.columns)
+
+
+def _at_largest(rows: pd.DataFrame) -> pd.Series:
+    """Return which rows are of their series' largest world size, beyond its reference."""
+    largest = rows.world_size == rows.groupby(SERIES).world_size.transform("max")
+    return largest & (rows.world_size > rows.reference_world_size)
 
 
 def _step_times(windows: Sequence[tuple[Window, ...]]) -> Values:

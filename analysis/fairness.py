@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pandas as pd
 
 from scalestudy.analysis import conditions
-from scalestudy.analysis.metrics import POINT, WORK, headings
+from scalestudy.analysis.metrics import POINT, WORK, devices, headings
 from scalestudy.analysis.steadiness import apart
 from scalestudy.trainers.trainer import TRAINERS
 
@@ -119,7 +119,7 @@ def references(trials: pd.DataFrame) -> Iterator[str]:
         scaled = measured[sizes.transform("nunique") > 1]
         against = scaled.groupby("series").reference_world_size.first().astype(int)
         if against.nunique() > 1:
-            each = ", ".join(f"{series} against {_devices(size)}" for series, size in against.items())
+            each = ", ".join(f"{series} against {devices(size)}" for series, size in against.items())
             yield (
                 f"{named[key]}: no world size was measured by all trainers with a larger one beyond "
                 f"it, so that efficiency and speedup are not to be compared between them: {each}."
@@ -128,11 +128,11 @@ def references(trials: pd.DataFrame) -> Iterator[str]:
             have = {series: set(some) for series, some in scaled.groupby("series").world_size}
             missing = [(series, size) for size in below for series in have if size not in have[series]]
             why = "; ".join(
-                f"{series} {_why_not(group[(group.series == series) & (group.world_size == size)])} on {_devices(size)}"
+                f"{series} {_why_not(group[(group.series == series) & (group.world_size == size)])} on {devices(size)}"
                 for series, size in missing[:_MOST_NAMED]
             ) + ("; and more" if len(missing) > _MOST_NAMED else "")
             yield (
-                f"{named[key]}: efficiency and speedup stand against {_devices(against.iloc[0])}, the "
+                f"{named[key]}: efficiency and speedup stand against {devices(against.iloc[0])}, the "
                 f"smallest size that all trainers measured: {why}."
             )
 
@@ -204,7 +204,3 @@ def _why_not(tried: pd.DataFrame) -> str:
         if (tried.outcome == outcome).any():
             return words
     return "was not measured"
-
-
-def _devices(count: int) -> str:
-    return f"{count} device{'s' if count > 1 else ''}"

@@ -29,7 +29,7 @@ from matplotlib.ticker import (
 
 from scalestudy.analysis import intervals
 from scalestudy.analysis.frames import PHASES
-from scalestudy.analysis.metrics import POINT, WORK, headings
+from scalestudy.analysis.metrics import POINT, WORK, devices, headings
 from scalestudy.analysis.shares import off_by, share
 
 COLOURS = {
@@ -90,7 +90,7 @@ def speedup(points: pd.DataFrame, trials: pd.DataFrame) -> Figure:
         trials,
         "speedup",
         title="Speedup: how much faster than the reference",
-        label=lambda rows: f"throughput over that of {_devices(rows.reference_world_size.min())}",
+        label=lambda rows: f"throughput over that of {devices(rows.reference_world_size.min())}",
         written=lambda value: f"{value:.2f}×",
         decorate=ideal,
     )
@@ -109,7 +109,7 @@ def efficiency(points: pd.DataFrame, trials: pd.DataFrame) -> Figure:
         trials,
         "efficiency",
         title="Scaling efficiency: what every device still delivers",
-        label=lambda rows: f"throughput per device (% of {_devices(rows.reference_world_size.min())})",
+        label=lambda rows: f"throughput per device (% of {devices(rows.reference_world_size.min())})",
         written=lambda value: f"{value:.0%}",
         decorate=full,
     )
@@ -150,7 +150,7 @@ def waterfall(trials: pd.DataFrame) -> Figure:
                 fontsize=9,
                 fontweight="bold",
             )
-        ends = [_devices(size).replace(" ", "\n") for size in (row.reference_world_size, row.world_size)]
+        ends = [devices(size).replace(" ", "\n") for size in (row.reference_world_size, row.world_size)]
         names = [ends[0], *_CAUSE_NAMES.values(), ends[1]]
         axes.set_xticks(range(len(names)), names, fontsize=8.5)
         axes.set_ylim(0, 1.12 * max(1.0, *(max(step[1:]) for step in steps)))
@@ -188,7 +188,7 @@ def overlap(points: pd.DataFrame) -> Figure:
             axes.annotate(said, (longest, place), xytext=(5, 0), textcoords="offset points", va="center", fontsize=8.5)
         axes.set_yticks(range(len(present)), map(_wrapped, present), fontsize=8.5)
         axes.set_xlim(0, 1.6e3 * rows[["exchange_s", "exposed_s"]].max().max())
-        axes.set_xlabel(f"ms a step, on {_devices(rows.world_size.iloc[0])}")
+        axes.set_xlabel(f"ms a step, on {devices(rows.world_size.iloc[0])}")
         axes.grid(visible=False, axis="y")
 
     lines = int(largest.groupby(WORK).series.nunique().max())
@@ -240,7 +240,7 @@ def stragglers(ranks: pd.DataFrame) -> Figure:
         axes.set_ylabel("step alone (ms)")
         axes.grid(visible=False, axis="x")
 
-    named = ranks.assign(panel=ranks.series + ", " + ranks.world_size.map(_devices))
+    named = ranks.assign(panel=ranks.series + ", " + ranks.world_size.map(devices))
     title = (
         "Stragglers: which rank the others wait for (box: quartiles, whiskers: 5–95 % of steps with nothing exchanged)"
     )
@@ -346,7 +346,7 @@ def set_up(phases: pd.DataFrame) -> Figure:
     """Draw what passes before training is steady, phase by phase."""
     # Every bar is named: more of them than lines can be told apart.
     phases = _readable(phases, most=2 * MOST_SERIES)
-    names = phases.series + ", " + phases.world_size.map(_devices).str.replace(" ", "\N{NO-BREAK SPACE}")
+    names = phases.series + ", " + phases.world_size.map(devices).str.replace(" ", "\N{NO-BREAK SPACE}")
     phases = phases.assign(bar=names.map(_wrapped))
 
     def draw(axes: Axes, rows: pd.DataFrame) -> None:
@@ -402,7 +402,7 @@ def ways(compared: pd.DataFrame) -> Figure:
         axes.axvline(1, **_IDEAL)
         axes.set_yticks(range(len(present)), map(_wrapped, present), fontsize=8.5)
         axes.set_ylim(-0.6, len(present) - 0.2)
-        axes.set_xlabel(f"throughput over the usual way's, on {_devices(rows.world_size.iloc[0])}")
+        axes.set_xlabel(f"throughput over the usual way's, on {devices(rows.world_size.iloc[0])}")
         axes.margins(x=0.12)
 
     rows = int(largest.groupby(WORK).series.nunique().max())
@@ -433,7 +433,7 @@ def changes(compared: pd.DataFrame, tolerance: float) -> Figure:
             )
         axes.axvspan(1 - tolerance, 1, color="#777777", alpha=0.15, linewidth=0)
         axes.axvline(1, **_IDEAL)
-        names = [f"{row.workload.split(',')[0]}, {row.series}, {_devices(row.world_size)}" for row in rows.itertuples()]
+        names = [f"{row.workload.split(',')[0]}, {row.series}, {devices(row.world_size)}" for row in rows.itertuples()]
         axes.set_yticks(range(len(rows)), names, fontsize=8.5)
         axes.set_ylim(-0.6, len(rows) - 0.4)
         axes.set_xlabel(f"throughput of the new over the base's (shaded: within the tolerance of {tolerance:.1%})")
@@ -491,7 +491,7 @@ def compilation(points: pd.DataFrame, compared: pd.DataFrame) -> Figure:
                 fontsize=8.5,
                 color=colour,
             )
-        axes.set_xlabel(f"steps taken, on {_devices(group.world_size.iloc[0])}")
+        axes.set_xlabel(f"steps taken, on {devices(group.world_size.iloc[0])}")
         axes.set_ylabel("mean step time so far (ms)")
 
     title = "Compilation: when a slower first step has paid for itself (the first step is in the mean)"
@@ -545,9 +545,9 @@ def laws(points: pd.DataFrame, fitted: pd.DataFrame) -> Figure:
                 color="#555555",
                 bbox=_ON_WHITE,
             )
-        said = [law.law, f"without {_devices(law.left_out_size)}: off by {off_by(abs(law.left_out_error), 1)}"]
+        said = [law.law, f"without {devices(law.left_out_size)}: off by {off_by(abs(law.left_out_error), 1)}"]
         if law.reach == largest:
-            said.append(f"nothing said past {_devices(largest)}:")
+            said.append(f"nothing said past {devices(largest)}:")
         if law.why_no_further:
             said += textwrap.wrap(
                 law.why_no_further if law.reach == largest else f"not further: {law.why_no_further}", 40
@@ -613,7 +613,7 @@ def timeline(samples: pd.DataFrame, spans: pd.DataFrame) -> Figure:
             axes.set_ylim(bottom=0)
             axes.set_ylabel("power of a device (W)")
 
-    named = samples.assign(panel=samples.series + ", " + samples.world_size.map(_devices) + ", " + samples.quantity)
+    named = samples.assign(panel=samples.series + ", " + samples.world_size.map(devices) + ", " + samples.quantity)
     title = "Devices over time: are they at work when they should be (a line a rank; white: the timed windows)"
     return _panels(named, title, draw, by=("panel",))
 
@@ -644,7 +644,7 @@ def device_map(use: pd.DataFrame) -> Figure:
         axes.set_xlabel("timed window")
         axes.set_ylabel("")
 
-    named = use.assign(panel=use.series + ", " + use.world_size.map(_devices))
+    named = use.assign(panel=use.series + ", " + use.world_size.map(devices))
     most = int(named.groupby([*WORK, "panel"])["rank"].nunique().max())
     title = "Which rank idles: how busy its device was, window by window (dark: idle)"
     return _panels(named, title, draw, by=("panel",), height=max(2.2, 1.4 + 0.35 * min(most, 16)), width=5.2)
@@ -686,8 +686,8 @@ def collectives(points: pd.DataFrame, fitted: pd.DataFrame) -> Figure:
                 model_s = np.nan_to_num(law.latency_s) + rows.size_bytes * np.nan_to_num(1 / law.bandwidth_bytes_per_s)
                 left.plot(rows.size_bytes, 1e3 * model_s, color=COLOURS[trainer], linestyle=(0, (2, 2)), linewidth=1)
             nodes = f" on {_nodes(-(-size // per_node))}" if several else ""
-            left.set_title(f"{_devices(size)}{nodes}: time (dotted: latency + size / bandwidth)")
-            right.set_title(f"{_devices(size)}{nodes}: bus bandwidth")
+            left.set_title(f"{devices(size)}{nodes}: time (dotted: latency + size / bandwidth)")
+            right.set_title(f"{devices(size)}{nodes}: bus bandwidth")
             left.set_yscale("log")
             left.set_ylabel("time of an all-reduce (ms)")
             left.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
@@ -752,7 +752,7 @@ def loss_curves(losses: pd.DataFrame) -> Figure:
         axes.set_xlabel("images seen by all ranks")
         axes.set_ylabel("training loss (cross-entropy, nats)")
         handles, labels = axes.get_legend_handles_labels()
-        named = {"series": "", "world_size": ""} | {str(size): _devices(size) for size in sizes}
+        named = {"series": "", "world_size": ""} | {str(size): devices(size) for size in sizes}
         kept = [(h, named.get(text, text)) for h, text in zip(handles, labels, strict=True) if named.get(text, text)]
         axes.legend([h for h, _ in kept], [text for _, text in kept])
 
@@ -832,7 +832,7 @@ def _scaled(points: pd.DataFrame) -> pd.DataFrame:
     one = (sizes == 1) & (sizes.groupby([points[column] for column in WORK]).transform("max") > 1)
     rows = points[~one]
     several = rows.groupby(WORK).reference_world_size.transform("nunique") > 1
-    against = "against " + rows.reference_world_size.map(_devices)
+    against = "against " + rows.reference_world_size.map(devices)
     return rows.assign(panel=against.where(several, ""))
 
 
@@ -993,10 +993,6 @@ def _dodged(series: list[str]) -> Iterator[tuple[float, str]]:
 def _wrapped(name: str) -> str:
     """Break a bar's name: a long one would leave no room for the bar."""
     return "\n".join(textwrap.wrap(name, 30))
-
-
-def _devices(count: int) -> str:
-    return f"{count} device{'s' if count > 1 else ''}"
 
 
 def _nodes(count: int) -> str:

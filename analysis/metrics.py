@@ -307,6 +307,11 @@ def headings(rows: pd.DataFrame) -> dict[tuple[str, ...], str]:
     }
 
 
+def devices(count: int) -> str:
+    """Return a number of devices in words."""
+    return f"{count} device{'s' if count > 1 else ''}"
+
+
 def need(frame: pd.DataFrame, columns: list[str]) -> None:
     missing = [column for column in columns if column not in frame]
     if missing:

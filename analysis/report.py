@@ -117,7 +117,7 @@ def page(name: str) -> jinja2.Template:
         "share": shares.share,
         "give_or_take": shares.give_or_take,
         "off_by": shares.off_by,
-        "devices": lambda count: answer.devices(int(count)),
+        "devices": lambda count: metrics.devices(int(count)),
         "told_apart": resolution.told_apart,
         "ratio": lambda row, name, digits=0: shares.ratio(*_with_ends(row, name), digits),
         "known": lambda row, name: row[f"{name}_low"] == row[f"{name}_low"],
