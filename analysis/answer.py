@@ -70,14 +70,20 @@ def headline(points: pd.DataFrame, comparisons: pd.DataFrame, compilation: pd.Da
 
 def _faster(here: pd.DataFrame) -> Iterator[str]:
     for size, rows in here.sort_values(["world_size", "ratio"]).groupby("world_size", sort=True):
-        # Of all pairs those with the fastest, which is the slower one in none.
-        rows = rows[~rows.faster.isin(rows.slower)]
-        yield _pair(size, rows.iloc[0]) if len(rows) == 1 else _ranking(size, rows)
+        if len(rows) == 1:
+            yield _pair(size, rows.iloc[0])
+            continue
+        enough = rows[rows.repeats >= FEWEST_REPEATS]
+        # The fastest of those that were measured often enough to be compared, which is the slower one in none.
+        among = enough if len(enough) else rows
+        fastest = among.faster[~among.faster.isin(among.slower)].iloc[0]
+        yield _ranking(size, fastest, rows[rows.faster == fastest], rows[rows.slower == fastest])
 
 
-def _ranking(size: int, rows: pd.DataFrame) -> str:
-    """Return one sentence on the fastest of several series against every other."""
-    fastest = rows.faster.iloc[0]
+def _ranking(size: int, fastest: str, rows: pd.DataFrame, faster: pd.DataFrame) -> str:
+    """Return one sentence on the fastest of several series against every other: those that are slower, those that ran
+    faster too few times.
+    """
     beaten = rows[rows.shown]
     shown = [
         f"{row.ratio:.2f}× as fast as {row.slower} ({row.ratio_low:.2f}–{row.ratio_high:.2f}×)"
@@ -85,7 +91,12 @@ def _ranking(size: int, rows: pd.DataFrame) -> str:
     ]
     if len(beaten) > _MOST_NAMED:
         shown.append(f"and up to {beaten.ratio.max():.2f}× as fast as the other {len(beaten) - _MOST_NAMED}")
-    few = rows[~rows.shown & (rows.repeats < FEWEST_REPEATS)]
+    few = pd.concat(
+        [
+            rows[~rows.shown & (rows.repeats < FEWEST_REPEATS)].assign(above=fastest, below=rows.slower),
+            faster.assign(above=faster.faster, below=fastest),
+        ]
+    )
     unshown = rows[~rows.shown & (rows.repeats >= FEWEST_REPEATS)]
     alike = [
         f"{row.slower} ({row.ratio:.2f}×, {row.ratio_low:.2f}–{row.ratio_high:.2f}×)"
@@ -96,9 +107,9 @@ def _ranking(size: int, rows: pd.DataFrame) -> str:
     said = [f"{fastest} is {', '.join(shown)}"] if shown else []
     if alike:
         said.append(f"no difference is shown between {fastest} and {', '.join(alike)}")
-    for repeats, ran in few.groupby("repeats", sort=True):
-        ratios = ", ".join(f"{row.ratio:.2f}× as fast as {row.slower}" for row in ran.itertuples())
-        said.append(f"{fastest} ran {ratios}, but {_too_few(repeats)}")
+    for (repeats, above), ran in few.groupby(["repeats", "above"], sort=True):
+        ratios = ", ".join(f"{row.ratio:.2f}× as fast as {row.below}" for row in ran.itertuples())
+        said.append(f"{above} ran {ratios}, but {_too_few(int(repeats))}")
     return f"On {devices(size)}, {'; '.join(said)}." + (" In brackets 95 % intervals." if shown or alike else "")
 
 
@@ -139,29 +150,21 @@ def _scales(rows: pd.DataFrame) -> Iterator[str]:
         doubtful, poor = beyond[(low < EFFICIENCY_FLOOR) & (high >= EFFICIENCY_FLOOR)], beyond[high < EFFICIENCY_FLOOR]
         last = beyond.iloc[-1]
         if doubtful.empty and poor.empty:
-            yield (
-                f"{trainer} keeps {_share(last)} of its {devices(reference)} throughput per device "
-                f"on {devices(last.world_size)}: efficiency stays above {EFFICIENCY_FLOOR:.0%} as far as measured."
-            )
+            yield f"{_keeps(last)}: efficiency stays above {EFFICIENCY_FLOOR:.0%} as far as measured."
         if not doubtful.empty and (poor.empty or doubtful.world_size.iloc[0] < poor.world_size.iloc[0]):
-            first = doubtful.iloc[0]
-            yield (
-                f"{trainer} keeps {_share(first)} of its {devices(reference)} throughput per device "
-                f"on {devices(first.world_size)}: whether that is below {EFFICIENCY_FLOOR:.0%} is not shown."
-            )
+            yield f"{_keeps(doubtful.iloc[0])}: whether that is below {EFFICIENCY_FLOOR:.0%} is not shown."
         if not poor.empty:
             first = poor.iloc[0]
             yield (
                 f"{trainer}'s efficiency falls below {EFFICIENCY_FLOOR:.0%} on {devices(first.world_size)}: "
-                f"{_share(first)} of that on {devices(reference)}, a speedup of {first.speedup:.2f}×."
+                f"each device does {_share(first)} of what it does on {devices(reference)}, a speedup of "
+                f"{first.speedup:.2f}×."
             )
         above = beyond[beyond.above_reference]
         if not above.empty:
-            first = above.iloc[0]
             yield (
-                f"{trainer} keeps {_share(first)} of its {devices(reference)} throughput per device on "
-                f"{devices(first.world_size)}, above 100 %: check the reference, since its device may be slow or its "
-                "clock low, or the smaller share of each of more devices may fit a cache."
+                f"{_keeps(above.iloc[0])}, above 100 %: check the reference. Its device may be slow or its clock low, "
+                "or what each of more devices works on may fit a cache."
             )
         slower = beyond[beyond.speedup_high < 1]
         if not slower.empty:
@@ -169,6 +172,13 @@ def _scales(rows: pd.DataFrame) -> Iterator[str]:
                 f"{trainer} is slower on {devices(slower.world_size.iloc[0])} than on {devices(reference)}: "
                 "more devices do not help here."
             )
+
+
+def _keeps(row: Any) -> str:
+    return (
+        f"On {devices(row.world_size)}, {row.series} keeps {_share(row)} of the throughput per device that it has on "
+        f"{devices(row.reference_world_size)}"
+    )
 
 
 def _why(rows: pd.DataFrame) -> Iterator[str]:
@@ -185,7 +195,7 @@ def _why(rows: pd.DataFrame) -> Iterator[str]:
             yield open_to or f"What {trainer} loses on {devices(row.world_size)} is not shown to have any one cause."
             continue
         factors = ", ".join(
-            f"{_words(row, cause)[0]} leaves {value:.0%} ({_between(row, cause)})" for value, cause in shown
+            f"{_words(row, cause)[0]} costs {1 - value:.0%} ({_between(row, cause)})" for value, cause in shown
         )
         worst = shown[0][1]
         named = {cause for _, cause in shown}
@@ -195,7 +205,8 @@ def _why(rows: pd.DataFrame) -> Iterator[str]:
             *([open_to] if open_to else ()),
         ]
         advice = _QUOTA.format(row.throttled_share) if row.throttled_share > _THROTTLED else _words(row, worst)[1]
-        yield " ".join([f"Why, on {devices(row.world_size)}, for {trainer}: {factors}.", *more, advice])
+        each = ["Each is a share of what the others leave."] if len(shown) > 1 else []
+        yield " ".join([f"Why, on {devices(row.world_size)}, for {trainer}: {factors}.", *each, *more, advice])
 
 
 def _words(row: Any, cause: str) -> tuple[str, str]:
@@ -208,7 +219,7 @@ def _does_not_add_up(row: Any) -> str:
         f"Causes of {row.series} on {devices(row.world_size)} do not add up: the parts of a step make "
         f"{row.closure:.2f}× the timed step, and {row.reference_closure:.2f}× on {devices(row.reference_world_size)}. "
         f"Up to {CLOSURE_TOLERANCE:.0%} off would do; no loss of less than {row.closure_off:.0%} is named. The machine "
-        "was not the same in both: measure again when it is quiet, or for longer."
+        "ran differently while the two were timed: measure again when it is quiet, or for longer."
     )
 
 
@@ -236,7 +247,8 @@ def _slowest(row: Any) -> Iterator[str]:
 
 
 def _between(row: Any, cause: str) -> str:
-    return f"95 % interval {row[f'{cause}_low']:.0%}–{row[f'{cause}_high']:.0%}"
+    low, high = (max(1 - row[f"{cause}_{end}"], 0) for end in ("high", "low"))
+    return f"95 % interval {low:.0%}–{high:.0%}"
 
 
 def _pays(here: pd.DataFrame) -> Iterator[str]:

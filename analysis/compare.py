@@ -154,7 +154,9 @@ def changes(
             for null in (1.0, 1 - tolerance)
         )
         repeats = (len(before[key]), len(after[key]))
-        needed = differences.repeats_to_find(found, min(repeats), tolerance) if len(days) == 1 else None
+        needed = None
+        if len(days) == 1:
+            needed = differences.repeats_to_find(found, min(repeats), tolerance, len(keys))
         rows.append(
             {
                 "base": np.median(before[key]),
@@ -166,7 +168,7 @@ def changes(
                 "ratio_high": found.high,
                 "p_value": found.p_value,
                 "p_past": past.p_value,
-                "detectable": differences.detectable(found.standard_error, found.degrees),
+                "detectable": differences.detectable(found, len(keys)),
                 "repeats_needed": np.nan if needed is None else needed,
             }
         )

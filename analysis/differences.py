@@ -4,8 +4,7 @@ One engine for the answer, the ways and `scalestudy compare`. A study measures r
 own, so that a repeat is a block: what slows all of it cancels in the ratio of two trials of the same repeat.
 """
 
-from collections.abc import Sequence
-from functools import lru_cache
+from collections.abc import Mapping, Sequence
 from itertools import combinations, product
 from typing import Any, NamedTuple
 
@@ -17,13 +16,13 @@ from scipy.stats import permutation_test
 
 from scalestudy.analysis.intervals import CONFIDENCE, FEWEST_REPEATS, bootstrap_intervals
 from scalestudy.analysis.metrics import POINT, WORK, need
+from scalestudy.analysis.power import fewest_repeats, standard_errors
 
 # A smaller difference is not worth a claim, however sure: other work, clocks and links change by as much.
 LEAST_DIFFERENCE = 0.01
 # More steps than any training takes.
 _NEVER_STEPS = 1e15
 _PERMUTATIONS = 10_000
-_POWER = 0.8
 
 
 class Difference(NamedTuple):
@@ -86,30 +85,25 @@ def day_difference(above: pd.Series, days: Sequence[pd.Series], null: float = 1.
     return by_day if by_repeat.high / by_repeat.low <= by_day.high / by_day.low else by_repeat
 
 
-def detectable(standard_error: float, degrees: float) -> float:
+def detectable(found: Difference, claims: int = 1) -> float:
     """Return the smallest loss, a share, that is found four times in five (minimum detectable effect, Bloom 1995)."""
-    both = stdtrit(degrees, (1 + CONFIDENCE) / 2) + stdtrit(degrees, _POWER)
-    return float(-np.expm1(-both * standard_error))
+    if np.isnan(found.standard_error):
+        return np.nan
+    return float(-np.expm1(-standard_errors(found.degrees, claims) * found.standard_error))
 
 
-def repeats_to_find(found: Difference, repeats: int, loss: float) -> int | None:
+def repeats_to_find(found: Difference, repeats: int, loss: float, claims: int = 1) -> int | None:
     """Return how many repeats would find such a loss four times in five, by the spread of those that are there.
 
     None where it is not known from one, and where a thousand would not.
     """
     per_repeat = found.standard_error * np.sqrt(repeats)
-    counts, both = _powers(found.pairs > 0)
-    enough = counts[-np.expm1(-both * per_repeat / np.sqrt(counts)) <= loss]
-    return int(enough[0]) if len(enough) else None
 
+    def seen(repeats: int) -> float:
+        degrees = (repeats - 1) * (1 if found.pairs else 2)
+        return detectable(found._replace(standard_error=per_repeat / np.sqrt(repeats), degrees=float(degrees)), claims)
 
-@lru_cache
-def _powers(paired: bool) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return numbers of repeats, and how many standard errors of each a loss must have to be found."""
-    counts = np.arange(FEWEST_REPEATS, 1001, dtype=np.float64)
-    degrees = (counts - 1) * (1 if paired else 2)
-    both = stdtrit(degrees, (1 + CONFIDENCE) / 2) + stdtrit(degrees, _POWER)
-    return counts, both.astype(np.float64)
+    return fewest_repeats(seen, loss)
 
 
 def holm(p_values: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -170,49 +164,46 @@ def comparisons(table: pd.DataFrame, trials: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[*WORK, "world_size", "faster", "slower", "repeats", *_COLUMNS])
 
 
-def ways(table: pd.DataFrame, trials: pd.DataFrame) -> pd.DataFrame:
+def ways(table: pd.DataFrame, compared: pd.DataFrame) -> pd.DataFrame:
     """Return a row for every point of a trainer that was run in several ways there, against its usual way.
 
-    usual is the series with nothing changed, or the first by name where none is. ratio, its interval and p_value: see
-    `Difference`; the usual way itself has none.
+    usual is the series with nothing changed, or the first by name where none is. ratio, its interval and what else is
+    known of it are those of `comparisons`, judged; the usual way itself has none.
     """
     need(table, POINT)
     by = [*WORK, "world_size", "trainer"]
     table = table[table.groupby(by).series.transform("size") > 1]
-    samples = by_repeat(trials[trials.series.isin(table.series)])
+    pairs = _by_pair(compared)
     rows: list[dict[str, Any]] = []
     for _, group in table.groupby(by, sort=True):
         # The usual way has the trainer's bare name, which is the shortest and comes first.
         first, *others = group.sort_values("series")[POINT].to_dict("records")
-        rows.append(first | {"usual": first["series"], "ratio": 1.0})
-        for row in others:
-            found = difference(samples[tuple(row.values())], samples[tuple(first.values())])
-            rows.append(row | {"usual": first["series"]} | _columns(found))
-    return pd.DataFrame(rows, columns=[*POINT, "usual", *_COLUMNS])
+        rows.append(first | {"usual": first["series"], "ratio": 1.0, "shown": False})
+        rows += [row | {"usual": first["series"]} | pairs[_pair(row, first["series"])] for row in others]
+    return pd.DataFrame(rows, columns=[*POINT, "usual", *_JUDGED])
 
 
-def compilation(table: pd.DataFrame, trials: pd.DataFrame) -> pd.DataFrame:
+def compilation(table: pd.DataFrame, trials: pd.DataFrame, compared: pd.DataFrame) -> pd.DataFrame:
     """Return a row for every point measured in an execution that prepares itself, beside the same trainer eagerly.
 
     extra_s is what its first step took longer (tracing, compiling, capturing), saved_s what each step after it is
     shorter, both medians over repeats. break_even_steps = extra_s / saved_s, with its bootstrap interval: after so many
     steps the mode has paid for itself; 1e15, which no training takes, where its steps are not shorter. ratio is of
-    throughputs over eager's, see `Difference`.
+    throughputs over eager's, from `comparisons`, judged.
     """
     need(table, [*POINT, "first_step_s", "step_time_s"])
     by = [*WORK, "world_size", "trainer", "options"]
     table = table[table.groupby(by).execution.transform("size") > 1]
     measured = trials[trials.throughput_images_per_s.notna() & trials.series.isin(table.series)]
-    throughputs = by_repeat(measured)
     samples = {key: group[["first_step_s", "step_time_s"]].to_numpy().T for key, group in measured.groupby(POINT)}
+    pairs = _by_pair(compared)
     rows: list[dict[str, Any]] = []
     groups: list[tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]] = []
     for _, group in table.groupby(by, sort=True):
         eager = group[group.execution == "eager"]
         for prepared in group[group.execution != "eager"].to_dict("records") if len(eager) else ():
             plain = eager.iloc[0]
-            key, eager_key = tuple(prepared[column] for column in POINT), tuple(plain[POINT])
-            groups.append((*samples[key], *samples[eager_key]))
+            groups.append((*samples[tuple(prepared[column] for column in POINT)], *samples[tuple(plain[POINT])]))
             rows.append(
                 {column: prepared[column] for column in [*POINT, "first_step_s", "step_time_s"]}
                 | {
@@ -221,10 +212,10 @@ def compilation(table: pd.DataFrame, trials: pd.DataFrame) -> pd.DataFrame:
                     "extra_s": prepared["first_step_s"] - plain.first_step_s,
                     "saved_s": plain.step_time_s - prepared["step_time_s"],
                 }
-                | _columns(difference(throughputs[key], throughputs[eager_key]))
+                | pairs[_pair(prepared, plain.series)]
             )
     columns = ["first_step_s", "step_time_s", "eager_first_step_s", "eager_step_time_s", "extra_s", "saved_s"]
-    found = pd.DataFrame(rows, columns=[*POINT, *columns, *_COLUMNS])
+    found = pd.DataFrame(rows, columns=[*POINT, *columns, *_JUDGED])
     low, high = bootstrap_intervals(list(groups), _break_even_steps)
     steps = [float(_break_even_steps(*group, axis=0)) for group in groups]
     return found.assign(break_even_steps=steps, break_even_low=low, break_even_high=high)
@@ -237,10 +228,26 @@ def by_repeat(trials: pd.DataFrame, by: list[str] = POINT) -> dict[Any, pd.Serie
 
 
 _COLUMNS = ["ratio", "ratio_low", "ratio_high", "p_value", "pairs"]
+_JUDGED = [*_COLUMNS, "p_adjusted", "shown"]
 
 
 def _columns(found: Difference) -> dict[str, Any]:
     return dict(zip(_COLUMNS, found, strict=False))
+
+
+def _pair(point: Mapping[str, Any], other: str) -> tuple[Any, ...]:
+    return (*(point[column] for column in [*WORK, "world_size"]), point["series"], other)
+
+
+def _by_pair(compared: pd.DataFrame) -> dict[tuple[Any, ...], dict[str, Any]]:
+    """Return the judged columns of both directions of every comparison, by workload, world size and the two series."""
+    found = {}
+    for row in compared.to_dict("records"):
+        columns = {name: row[name] for name in _JUDGED}
+        turned = {"ratio": 1 / row["ratio"], "ratio_low": 1 / row["ratio_high"], "ratio_high": 1 / row["ratio_low"]}
+        found[_pair(row | {"series": row["faster"]}, row["slower"])] = columns
+        found[_pair(row | {"series": row["slower"]}, row["faster"])] = columns | turned
+    return found
 
 
 def _student(log_ratio: float, standard_error: float, degrees: float, null: float) -> Difference:

@@ -26,11 +26,13 @@ def ends(low: float, high: float, digits: int = 0) -> str | None:
 
 
 def ratio(value: float, low: float = math.nan, high: float = math.nan, digits: int = 0) -> tuple[str, str]:
-    """Return a ratio and its interval: as percentages, or as multiples where any of the three is above 100 %."""
-    known = [number for number in (value, low, high) if not math.isnan(number)]
-    if max(known, default=0.0) >= 1 + 0.5 * 10 ** -(digits + 2):
-        return f"{value:.{digits + 2}f}×", f"{low:.{digits + 2}f}–{high:.{digits + 2}f}×"
-    return f"{value:.{digits}%}", f"{low:.{digits}%}–{high:.{digits}%}"
+    """Return a ratio and its interval: what is above 100 % as a multiple, all else as percentages."""
+
+    def told(number: float) -> str:
+        above = number >= 1 + 0.5 * 10 ** -(digits + 2)
+        return f"{number:.{digits + 2}f}×" if above else f"{number:.{digits}%}"
+
+    return told(value), f"{told(low)}–{told(high)}"
 
 
 def give_or_take(value: float | None) -> str:

@@ -38,14 +38,14 @@ def tables(found: Frames) -> Tables:
         # Columns came one by one, each a block of its own, of which every selection of rows copies all: a copy joins
         # them.
         trials, points = trials.copy(), points.copy()
-        # All that the page claims is one family.
-        compared, ways, compilation, claimed, above = differences.judged(
+        # All that the page claims is one family; ways and compilation are among the comparisons.
+        compared, claimed, above = differences.judged(
             differences.comparisons(points, trials),
-            differences.ways(points, trials),
-            differences.compilation(points, trials),
             causes.claims(points),
             differences.above_reference(points, trials),
         )
+        ways = differences.ways(points, compared)
+        compilation = differences.compilation(points, trials, compared)
         points = causes.with_shown(points, claimed)
         points["above_reference"] = points.index.isin(above["index"][above.shown])
     return Tables(

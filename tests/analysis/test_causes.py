@@ -44,7 +44,7 @@ def planted(cluster: Cluster, reference: Cluster | None = None, repeats: int = 6
 
 
 def named(said: str) -> set[str]:
-    return {cause for cause, words in WORDS.items() if f"{words}" in said.partition(". ")[0] and "leaves" in said}
+    return {cause for cause, words in WORDS.items() if f"{words}" in said.partition(". ")[0] and "costs" in said}
 
 
 @pytest.mark.parametrize("period_s", [0.11, 0.125, 0.15, 0.2])
@@ -171,7 +171,7 @@ def test_without_single_steps_waiting_is_not_called_communication(
             found.append(parts.model_copy(update={"reports": reports}))
     _, points, said = analysed(found)
     assert points.waiting.isna().all()
-    assert "communication that is not hidden, or waiting for devices that are late now and then, leaves 89%" in said
+    assert "communication that is not hidden, or waiting for devices that are late now and then, costs 11%" in said
     assert "network" not in said
 
 
@@ -250,7 +250,7 @@ def test_a_planted_cause_is_found_and_named(make_trial: MakeTrial, make_record: 
     for name in causes.CAUSES:
         assert four[name] == pytest.approx(expected[name], abs=0.005), name
     assert named(said) == {cause}
-    assert f"{WORDS[cause]} leaves {factor:.0%}" in said
+    assert f"{WORDS[cause]} costs {1 - factor:.0%}" in said
 
 
 def test_where_causes_do_not_add_up_only_larger_ones_are_named(make_trial: MakeTrial, make_record: MakeRecord) -> None:
@@ -267,7 +267,7 @@ def test_where_causes_do_not_add_up_only_larger_ones_are_named(make_trial: MakeT
     assert "do not add up: the parts of a step make 0.93× the timed step, and 1.00× on 1 device" in said
     assert "no loss of less than 7% is named" in said
     # The exchange costs a third, which what is left open does not undo.
-    assert "communication that is not hidden leaves 67%" in said
+    assert "communication that is not hidden costs 33%" in said
     assert "computing" not in said.partition(". ")[0]
     assert trials[trials.world_size == 4].unexplained.iloc[0] == pytest.approx(1 / 1.08)
     assert (points.closure_off > causes.CLOSURE_TOLERANCE).tolist() == [False, True]

@@ -136,6 +136,6 @@ def test_a_quota_takes_the_place_of_other_causes(
     records = [record(world_size, repeat) for world_size in (1, 2) for repeat in range(6)]
     found = frames(records, Path("/nowhere"))
     said = " ".join(answer._why(tables(found).points))
-    assert "slower computing leaves 51%" in said
+    assert "slower computing costs 49%" in said
     assert ("A CPU quota held ranks up in 13% of its periods" in said) == (throttled > 0)
     assert ("memory bandwidth" in said) == (throttled == 0)

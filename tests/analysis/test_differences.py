@@ -7,8 +7,17 @@ import numpy as np
 import pandas as pd
 import pytest
 from numpy.typing import NDArray
+from scipy.stats import ttest_ind
 
-from scalestudy.analysis.differences import LEAST_DIFFERENCE, Difference, difference, holm, judged, paired_log_ratio
+from scalestudy.analysis.differences import (
+    LEAST_DIFFERENCE,
+    Difference,
+    detectable,
+    difference,
+    holm,
+    judged,
+    paired_log_ratio,
+)
 
 Noise = Callable[[np.random.Generator, int], NDArray[np.float64]]
 # Logs of throughputs with a spread of about 1.5 %: as of clocks, of rare jams, of two states, of long stalls.
@@ -86,6 +95,17 @@ def test_what_is_shown_is_sure_over_the_whole_page_and_large_enough() -> None:
     assert [table.shown.tolist() for table in judged(one, other)] == [[True, False, True], [True]]
     assert [table.shown.tolist() for table in judged(one, other, other)] == [[True, False, False], [False], [False]]
     assert [table.shown.tolist() for table in judged(one, least=0.005)] == [[True, True, True]]
+
+
+def test_of_many_claims_only_larger_losses_can_be_found() -> None:
+    """Two samples of six; Holm's hardest step leaves each of 50 claims 0.1 %."""
+    rng = np.random.default_rng(0)
+    above, below = ([series(rng.normal(0, 0.02, 6)) for _ in range(2000)] for _ in range(2))
+    spread = 0.02 * np.sqrt(2 / 6)
+    for claims in (1, 50):
+        lost = -np.log1p(-detectable(Difference(1, 1, 1, 1, 0, spread, 10), claims))
+        p_values = ttest_ind(np.array(above) - lost, np.array(below), axis=1).pvalue
+        assert np.mean(p_values <= 0.05 / claims) == pytest.approx(0.8, abs=0.04)
 
 
 def page(rng: np.random.Generator, noise: Noise, repeats: int, slow: float = 0.0) -> Iterator[Difference]:

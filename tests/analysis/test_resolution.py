@@ -1,12 +1,15 @@
 """How many repeats tell neighbouring world sizes apart, against published tables and simulated studies."""
 
+from functools import partial
+
 import numpy as np
 import pandas as pd
 import pytest
 from scipy.stats import ttest_1samp
 
 from scalestudy.analysis.metrics import POINT
-from scalestudy.analysis.resolution import repeats_needed, resolution, smallest_difference, told_apart
+from scalestudy.analysis.power import fewest_repeats
+from scalestudy.analysis.resolution import resolution, smallest_difference, told_apart
 
 
 def measured(logs: dict[int, list[float]]) -> pd.DataFrame:
@@ -21,7 +24,7 @@ def measured(logs: dict[int, list[float]]) -> pd.DataFrame:
 @pytest.mark.parametrize(("effect", "pairs"), [(0.5, 34), (0.8, 15), (1.0, 10)])
 def test_repeats_needed_are_those_of_published_tables(effect: float, pairs: int) -> None:
     """Differences of so many standard deviations, paired, two-sided 5 %, power 80 % (Faul et al. 2007, G*Power)."""
-    assert repeats_needed(np.log1p(0.03) / effect, 0.03) == pairs
+    assert fewest_repeats(partial(smallest_difference, np.log1p(0.03) / effect), 0.03) == pairs
 
 
 def test_what_so_many_repeats_see_they_see_in_four_studies_of_five() -> None:
@@ -35,7 +38,7 @@ def test_the_two_largest_sizes_are_told_apart_by_the_spread_of_all_neighbours() 
     [row] = resolution(measured({1: [0, 0, 0], 2: [-0.02, 0, 0.02], 4: [-0.02, 0, 0.02]})).to_dict("records")
     assert (row["below"], row["above"], row["repeats"]) == (2, 4, 3)
     assert row["smallest_difference"] == pytest.approx(smallest_difference(0.0002**0.5, 3))
-    assert row["repeats_needed"] == repeats_needed(0.0002**0.5, 0.03) == 6
+    assert row["repeats_needed"] == 6
     # Three show nothing, however little they spread.
     assert told_apart(row) == "2 from 4 devices at 3%: 6 repeats"
 

@@ -36,7 +36,8 @@ def test_what_lies_outside_0_to_100_percent_is_no_share() -> None:
 
 def test_a_ratio_above_1_is_a_multiple() -> None:
     assert shares.ratio(0.85, 0.82, 0.88) == ("85%", "82%–88%")
-    assert shares.ratio(0.99, 0.95, 1.02) == ("0.99×", "0.95–1.02×")
+    assert shares.ratio(0.99, 0.95, 1.02) == ("99%", "95%–1.02×")
+    assert shares.ratio(1.2, 1.1, 1.3) == ("1.20×", "1.10×–1.30×")
     assert shares.ratio(1.0, 0.9, 1.0004) == ("100%", "90%–100%")
     assert shares.ratio(1.2)[0] == "1.20×"
 
