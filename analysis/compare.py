@@ -25,7 +25,7 @@ SLOWER, FASTER, ALIKE = "slower", "faster", "no difference shown"
 REGRESSED, HELD, UNCLEAR = "regressed", "held", "unclear"
 _MEASURED = [
     *("base", "new", "base_repeats", "new_repeats", "ratio", "ratio_low", "ratio_high"),
-    *("p_value", "p_past", "detectable", "repeats_needed"),
+    *("p_value", "p_past", "detectable", "repeats_needed", "days"),
 ]
 
 
@@ -92,6 +92,7 @@ def compare(base: Path, new: Path, tolerance: float, base_again: Sequence[Path] 
         ),
         work_alone=True,
     )
+    _refuse_copies(together, dict(zip(sides, (base, new, *base_again), strict=True)))
     counted = [once(together[together.side == side]) for side in sides]
     base_trials, new_trials, *again = (trials for trials, _ in counted)
     unlike += [sentence for _, said in counted for sentence in said]
@@ -117,6 +118,21 @@ def compare(base: Path, new: Path, tolerance: float, base_again: Sequence[Path] 
     )
 
 
+def _refuse_copies(trials: pd.DataFrame, folders: Mapping[str, Path]) -> None:
+    """Raise ValueError where two sides hold the same records, as a copy of a folder does."""
+    measured = trials[trials.throughput_images_per_s.notna()]
+    # To the last digit: two that started within the same second are not the same.
+    record = ["trial", "started_at", "throughput_images_per_s"]
+    same = measured[measured.duplicated(record, keep=False)]
+    copied = same[same.duplicated(record)]
+    if len(copied):
+        first = same[same.trial == copied.trial.iloc[0]].side.iloc[0]
+        raise ValueError(
+            f"{folders[copied.side.iloc[0]]}: holds {_count(len(copied), 'record')} that {folders[first]} holds, too: "
+            "what was measured once tells nothing of what changed"
+        )
+
+
 def interleaved(base: pd.DataFrame, new: pd.DataFrame) -> bool:
     """Return whether two sides were measured in turns: every repeat of both before the next one of either."""
     started = pd.concat([base, new]).groupby("repeat", sort=True).started_at.agg(["min", "max"])
@@ -139,7 +155,7 @@ def changes(
     verdict: slower or faster where that is shown, see `differences.judged`; of a tolerance below 1 %, past it. gate:
     regressed where the ratio is shown to lie below 1 - tolerance, by Holm over the points; held where its interval lies
     above, from six repeats on; else unclear. detectable: the smallest loss that would be found four times in five;
-    repeats_needed: how many would find the tolerance so.
+    repeats_needed: how many would find the tolerance so. days: on how many the base was measured there.
     """
     before, after = (differences.by_repeat(trials, MATCH) for trials in (base, new))
     others = [differences.by_repeat(trials, MATCH) for trials in again]
@@ -170,6 +186,7 @@ def changes(
                 "p_past": past.p_value,
                 "detectable": differences.detectable(found, len(keys)),
                 "repeats_needed": np.nan if needed is None else needed,
+                "days": len(days),
             }
         )
     points = pd.DataFrame(keys, columns=MATCH).join(pd.DataFrame(rows, columns=_MEASURED))
@@ -193,14 +210,17 @@ def markdown(found: Comparison) -> str:
         f"* {_plain(subject)}: {_plain(there)} → {_plain(here)}" for subject, (there, here) in found.environment.items()
     ]
     lines += ["", "## What came of it", "", *(f"* {_plain(sentence)}" for sentence in summary(found)), ""]
-    lines += ["| | workload | trainer | devices | base, images/s | new, images/s | new / base | 95 % interval |"]
-    lines += ["|---" * 8 + "|"]
+    lines += [
+        "| | workload | trainer | devices | base, images/s | new, images/s | new / base | 95 % interval | repeats |"
+    ]
+    lines += ["|---" * 9 + "|"]
     for row in found.points.itertuples():
         interval = "–" if np.isnan(row.ratio_low) else f"{row.ratio_low:.3f}–{row.ratio_high:.3f}"
         verdict = f"**{row.verdict}**" if row.verdict != ALIKE else row.verdict
         lines.append(
             f"| {verdict} | {_plain(row.workload)} | {_plain(row.series)} | {row.world_size} "
-            f"| {_rate(row.base)} | {_rate(row.new)} | {row.ratio:.3f} | {interval} |"
+            f"| {_rate(row.base)} | {_rate(row.new)} | {row.ratio:.3f} | {interval} "
+            f"| {row.base_repeats}, {row.new_repeats} |"
         )
     for title, rows in _unmatched(found).items():
         lines += ["", f"## {title}", ""]
@@ -284,7 +304,7 @@ def _would_tell(unclear: pd.DataFrame, found: Comparison) -> str:
         f"For {row.series} on {_count(row.world_size, 'device')} a loss of {row.detectable:.1%} would have been found "
         "in four of five cases"
     )
-    if found.days > 1:
+    if row.days > 1:
         return f"{seen}; with the base on more days, smaller ones are."
     if not found.tolerance:
         return f"{seen}; to show that nothing at all was lost is not possible: give a --tolerance."
@@ -297,8 +317,14 @@ def _would_tell(unclear: pd.DataFrame, found: Comparison) -> str:
 
 def _days(found: Comparison) -> Iterator[str]:
     """Say whether what a day or a host changes is in the intervals."""
-    if found.days > 1:
+    alone = int((found.points.days == 1).sum())
+    if found.days > 1 and not alone:
         yield f"The base was measured on {found.days} days: what a day changes is in the intervals."
+    elif found.days > 1:
+        yield (
+            f"The base was measured on {found.days} days, but {_count(alone, 'point')} of {len(found.points)} on one "
+            "alone: what a day changes is in the intervals of the others only."
+        )
     elif not found.interleaved:
         yield (
             "The two were not measured in turns: what another day or host changes is not in the intervals. Measure "

@@ -36,8 +36,9 @@ REACHES = (4, 2)
 WIDEST = 2.0
 # A law that misses the largest size by more, when fitted without it, is not believed on four times as many devices.
 LARGEST_MISS = 0.1
-# A law that is further from the medians than so many times their own error does not describe them.
-_MOST_NOISES = 3.0
+# A law that is further from the medians than so many times their own error does not describe them, nor does one that
+# is further than this, however large their error is.
+_MOST_NOISES, _FURTHEST = 3.0, 0.1
 # A curve is drawn through so many sizes at most.
 _PLACES = 60
 # Nearer than this is exact.
@@ -99,8 +100,9 @@ class _Line:
         return np.stack([np.ones_like(sizes), *law.terms(sizes, step)], axis=1, dtype=np.float64)
 
     def describes(self, fit: "_Fit") -> bool:
-        """Whether a fit is as near to the medians as their own error allows; unknown from one repeat, and then yes."""
-        return not fit.rms_residual > _MOST_NOISES * max(self.noise, _EXACT)
+        """Whether a fit is as near to the medians as their own error allows, of which one repeat tells nothing."""
+        allowed = _FURTHEST if np.isnan(self.noise) else min(_MOST_NOISES * max(self.noise, _EXACT), _FURTHEST)
+        return fit.rms_residual <= allowed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,11 +168,11 @@ class _Fit:
 def fits(trials: pd.DataFrame) -> pd.DataFrame:
     """Return a row a series: the law that describes its medians, and how far it may be believed.
 
-    law: of those that are within three times the medians' own error, the simplest that is not shown to be worse than
-    one which contains it (F test of nested models at 5 %, Draper & Smith 1998, section 6.2), of as simple ones the
-    nearest. Not by AICc, which is not defined for as few medians as are ever measured, nor by cross-validation, which
-    has one or two of them to go by. Empty where no law has one size more than coefficients, or none is near enough;
-    `no_law` says which.
+    law: of those that are within three times the medians' own error, and 10 %, the simplest that is not shown to be
+    worse than one which contains it (F test of nested models at 5 %, Draper & Smith 1998, section 6.2), of as simple
+    ones the nearest. Not by AICc, which is not defined for as few medians as are ever measured, nor by cross-
+    validation, which has one or two of them to go by. Empty where no law has one size more than coefficients, or none
+    is near enough; `no_law` says which.
     parameters and their intervals; rms_residual, the relative error of the fit by its degrees of freedom; noise, that
     of a median by its repeats, pooled over sizes, NaN from one repeat.
     left_out_size, left_out_error: by how much of the truth the law misses the largest size when fitted without it.
@@ -305,7 +307,11 @@ def _why_none(possible: list[_Fit], sound: list[_Fit], line: _Line) -> str:
     nearest = min(sound, key=lambda fit: fit.rms_residual)
     return (
         f"no law describes these sizes: the nearest, {nearest.law.name}, is off by {off_by(nearest.rms_residual, 1)}, "
-        f"where the repeats' noise is {off_by(line.noise, 1)}"
+        + (
+            "and one repeat tells no noise"
+            if np.isnan(line.noise)
+            else f"where the repeats' noise is {off_by(line.noise, 1)}"
+        )
     )
 
 

@@ -334,6 +334,8 @@ def compare(
     resolved = [path.resolve() for path in (base, new, *days)]
     if twice := next((path for path in days if resolved.count(path.resolve()) > 1), None):
         raise InputError(f"--base-again: {twice}: is given twice; it must be the base measured on another day")
+    if resolved[0] == resolved[1]:
+        raise InputError(f"NEW: {new}: is given twice; it must be another folder than BASE")
     for folder in (base, new, *days):
         # On stderr: stdout is the Markdown.
         _existing(_console(stderr=True), folder)
@@ -525,6 +527,7 @@ def _run_in_turns(base_file: Path, new_file: Path, out: Path) -> tuple[Path, Pat
     from scalestudy.launch.runner import Origin, Side, pending, run_in_turns
     from scalestudy.launch.study import load_study, resolve, study_trials
     from scalestudy.launch.yaml_file import read_text
+    from scalestudy.trainers.files import record_paths
 
     console = _console(stderr=True)
     sides = []
@@ -545,13 +548,24 @@ def _run_in_turns(base_file: Path, new_file: Path, out: Path) -> tuple[Path, Pat
         return [trial for side in sides for trial in pending(side.trials, side.folder)]
 
     with ExitStack() as held:
-        for side in sides:
+        for side, study_file in zip(sides, (base_file, new_file), strict=True):
             _create(console, side.folder, side.origin.study_name)
+            own = {side.folder.trial_path(trial) for trial in side.trials}
+            if others := [path for path in record_paths(side.folder.trials_path) if path.parent not in own]:
+                raise InputError(
+                    f"{side.folder.path}: --out: holds {len(others)} record{'s' if len(others) > 1 else ''} of trials "
+                    f"that {study_file} does not ask for; name another folder"
+                )
             held.enter_context(side.folder.locked())
         command = f"compare --again {base_file} {new_file}"
         held.enter_context(_stoppable(console, command, out, sides[0].launcher, lambda: len(left())))
         done = [record for side in sides for trial in side.trials if (record := side.folder.record(trial))]
-        run_in_turns(sides, PlainLines(console, left(), Estimate(done)))
+        todo = left()
+        _say(console, f"{sum(len(side.trials) for side in sides)} trials, {len(todo)} to run; records in {out}")
+        if not todo:
+            when = max(record.environment.started_at for record in done)
+            _say(console, f"all was measured before, the last of it at {when}; to measure anew, name another --out")
+        run_in_turns(sides, PlainLines(console, todo, Estimate(done)))
     return sides[0].folder.path, sides[1].folder.path
 
 

@@ -1,5 +1,7 @@
 """Two folders against each other: what was planted is found, and noise is not."""
 
+import re
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import cast
@@ -66,16 +68,19 @@ def folder(tmp_path: Path, make_trial: MakeTrial, make_record: MakeRecord) -> Ca
     ) -> Path:
         out = StudyFolder(tmp_path / name)
         out.create("t")
+        # Every folder on a day of its own.
+        day = len(list(tmp_path.glob("*/scalestudy.json")))
+        starts = starts or [f"2026-03-{day:02}T00:0{repeat}:00+00:00" for repeat in range(repeats)]
         for (trainer, world_size), seconds in step_s.items():
             for repeat, spread in enumerate(SPREAD[:repeats]):
                 trial = make_trial(trainer=trainer, world_size=world_size, repeat=repeat)
-                if starts:
-                    changes["started_at"] = starts[repeat]
                 if seconds is None or repeat < failing:
                     record = make_record(trial, outcome="failed", reason="x", reports=())
                 else:
                     record = make_record(trial, float(seconds * (1 + spread)))
-                environment: Environment = record.environment.model_copy(update=changes)
+                environment: Environment = record.environment.model_copy(
+                    update={"started_at": starts[repeat]} | changes
+                )
                 out.finish(out.begin(trial), record.model_copy(update={"environment": environment}))
         return out.path
 
@@ -284,6 +289,28 @@ def test_a_study_measured_in_turns_is_paired_and_says_nothing_of_days(folder: Ca
     assert "what another day or host changes is not in the intervals" in " ".join(summary(found))
     found = compare(base, later, 0.03, [new])
     assert "The base was measured on 2 days" in " ".join(summary(found))
+
+
+def test_a_point_that_lacks_the_other_days_is_not_said_to_know_them(folder: Callable[..., Path]) -> None:
+    base, new, day = folder("base", USUAL), folder("new", USUAL), folder("day", {("torch-ddp", 1): 0.1})
+    found = compare(base, new, 0.03, [day])
+    assert dict(zip(found.points.series + found.points.world_size.astype(str), found.points.days, strict=True)) == {
+        "torch-ddp1": 2,
+        "torch-ddp2": 1,
+        "tf-multiworker1": 1,
+    }
+    assert "on 2 days, but 2 points of 3 on one alone" in " ".join(summary(found))
+
+
+def test_a_folder_is_not_compared_with_its_own_records(folder: Callable[..., Path], tmp_path: Path) -> None:
+    base, new = folder("base", USUAL), folder("new", USUAL)
+    shutil.copytree(base, copied := tmp_path / "copied")
+    same = "holds 18 records that {} holds, too: what was measured once tells nothing"
+    for other, days, first in ((base, [], base), (copied, [], base), (new, [copied], base)):
+        with pytest.raises(ValueError, match=re.escape(same.format(first))):
+            compare(base, other, 0.03, days)
+    told = CliRunner().invoke(app, ["compare", str(base), str(base)])
+    assert f"{base}: is given twice" in str(told.exception)
 
 
 def test_repeats_that_start_while_another_is_under_way_are_not_in_turns() -> None:

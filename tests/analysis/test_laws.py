@@ -164,6 +164,15 @@ def test_too_few_sizes_fit_no_law_and_one_repeat_leaves_the_noise_unknown() -> N
     assert once["predictions"].low.notna().all()
 
 
+@pytest.mark.parametrize("repeats", [1, 6])
+def test_a_law_that_is_off_by_more_than_a_tenth_is_not_named_however_much_repeats_differ(repeats: int) -> None:
+    """Half is lost on 4 devices, and nothing on 8: no noise makes Amdahl's law of that."""
+    curve = {1: 1000.0, 2: 2000.0, 4: 2000.0, 8: 8000.0}
+    found = described(measured(np.vectorize(curve.__getitem__), sizes=(1, 2, 4, 8), noise=0.3, repeats=repeats))
+    assert found["law"] == ""
+    assert found["no_law"].startswith("no law describes these sizes")
+
+
 def test_devices_that_gain_by_being_more_are_described_by_no_law() -> None:
     """No law of these lets them: 5 % a device and doubling are not noise."""
     found = described(measured(lambda n: 1000 * n**1.05))

@@ -194,6 +194,16 @@ def test_two_studies_in_turns_leave_a_folder_each_and_are_compared(study: Path, 
     for side in ("base", "new"):
         assert len(list((tmp_path / "out" / side).glob("trials/*/record.json"))) == 2
     assert "[4/4] cnn · torch-ddp" in told.stderr
+    # Twice shows what was measured the first time, and says so.
+    again = scalestudy("compare", "--again", study, study, "--out", tmp_path / "out")
+    assert again.stdout == told.stdout, again.stderr
+    assert "4 trials, 0 to run" in again.stderr
+    assert "all was measured before, the last of it at 2" in again.stderr
+    other = tmp_path / "other.yaml"
+    other.write_text(study.read_text().replace("repeats: 2", "repeats: 1"))
+    refused = scalestudy("compare", "--again", study, other, "--out", tmp_path / "out")
+    assert refused.returncode == 2
+    assert f"out/new: --out: holds 1 record of trials that {other} does not ask for" in refused.stderr
 
 
 @pytest.mark.parametrize(
