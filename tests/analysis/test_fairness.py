@@ -248,8 +248,8 @@ def test_a_point_and_repeat_counts_once_and_the_later_record_is_named(
 def test_folders_of_other_versions_and_devices_can_be_compared(
     make_trial: MakeTrial, make_record: MakeRecord, tmp_path: Path
 ) -> None:
-    for name, host, version in (("base", HOST, "2.10"), ("new", OTHER_CPU, "2.11")):
-        record = changed(on(make_record(make_trial(), 0.1), host), software=versions(torch=version))
+    for name, host, version, step_s in (("base", HOST, "2.10", 0.1), ("new", OTHER_CPU, "2.11", 0.11)):
+        record = changed(on(make_record(make_trial(), step_s), host), software=versions(torch=version))
         folder = tmp_path / name / "trials" / record.trial.folder_name
         folder.mkdir(parents=True)
         (folder / RECORD_NAME).write_text(record.model_dump_json(by_alias=True))
@@ -259,8 +259,8 @@ def test_folders_of_other_versions_and_devices_can_be_compared(
 def test_a_comparison_of_folders_refuses_unlike_work(
     make_trial: MakeTrial, make_record: MakeRecord, tmp_path: Path
 ) -> None:
-    for name, count in (("base", 61706), ("new", 60000)):
-        record = changed(make_record(make_trial(), 0.1), parameter_count=count)
+    for name, count, step_s in (("base", 61706, 0.1), ("new", 60000, 0.11)):
+        record = changed(make_record(make_trial(), step_s), parameter_count=count)
         folder = tmp_path / name / "trials" / record.trial.folder_name
         folder.mkdir(parents=True)
         (folder / RECORD_NAME).write_text(record.model_dump_json(by_alias=True))
