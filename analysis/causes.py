@@ -33,9 +33,9 @@ def part_times(reports: tuple[RankReport, ...]) -> dict[str, Any]:
     whole_s: the step, the mean over its windows of the slowest rank, since loaders give their batches in bursts.
     resident_s: that on a batch which lies on the device; exchange_s: the exchange without a step: medians over windows
     of each window's slowest rank. resident_mean_s: the mean, as of the whole step.
-    local_typical_s, local_max_s: the same with nothing exchanged, of the typical rank and of the slowest. Both are chosen in other windows than they are measured in, since the
-    slowest of ranks that are alike is not slower than they are. Of two ranks the faster one is typical: one slow rank
-    is no slower computing of both.
+    local_typical_s, local_max_s: the same with nothing exchanged, of the typical rank and of the slowest. Both are
+    chosen in other windows than they are measured in, since the slowest of ranks that are alike is not slower than they
+    are. Of two ranks the faster one is typical: one slow rank is no slower computing of both.
     expected_max_s: the local step of whichever rank is the slowest in it, see `slowest_of_steps`; no more than a
     resident step takes, and no less than the slowest rank's. single_mean_s, single_median_s: over single local steps,
     of each step's slowest rank.
@@ -109,10 +109,10 @@ def with_causes(trials: pd.DataFrame) -> pd.DataFrame:
         input            resident / whole step, means of both: stalls that are in both are no input
     but for the first each over its median at the reference, where they cost something too. unexplained is the rest:
     efficiency is the product of the five and it: stalls of few windows, and what changed while they were timed. (After
-    the POP efficiency metrics of HPC, Wagner et al. 2018, which have the mean for typical: of two ranks it would call half
-    of one's slowness slower computing.) Empty where the parts were not measured; load_balance and waiting also where
-    one process drives all devices, and waiting where no single steps were timed: communication holds what is lost to
-    them.
+    the POP efficiency metrics of HPC, Wagner et al. 2018, which have the mean for typical: of two ranks it would call
+    half of one's slowness slower computing.) Empty where the parts were not measured; load_balance and waiting also
+    where one process drives all devices, and waiting where no single steps were timed: communication holds what is lost
+    to them.
 
         stalls         median / mean timed step, over that of the reference: what stalls of few windows cost
         single_stalls  the same of single steps with nothing exchanged, each step's slowest rank

@@ -294,6 +294,7 @@ def measured(
                 resident=cluster.resident,
                 alone=cluster.ranks == 1,
                 seed=repeat,
+                drain_max_s=plan.measure_max_s,
             )
     return seen, causes
 

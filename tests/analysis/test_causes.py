@@ -178,8 +178,9 @@ def test_stalls_are_hand_worked(make_trial: MakeTrial, make_record: MakeRecord) 
     assert points.stalls.tolist() == pytest.approx([1, 0.8])
     assert said == (
         "What torch-ddp loses on 2 devices is not shown to have any one cause. Rare stalls: a few windows that "
-        "took far longer than the others make the mean timed step 25% longer, and no cause holds that. A rank or the network stops now and then, which "
-        "all wait for; which of them is not shown. Time more windows to see more of it."
+        "took far longer than the others make the mean timed step 25% longer, and no cause holds that. A rank or the "
+        "network stops now and then, which all wait for; which of them is not shown. Time more windows to see more of "
+        "it."
     )
 
 
