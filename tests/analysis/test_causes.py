@@ -62,6 +62,17 @@ def test_a_slow_input_is_named_whatever_its_queue(queue: int, period_s: float) -
     assert named(said) == {"input"}
 
 
+@pytest.mark.parametrize("share", [0.8, 0.9, 1.1])
+@pytest.mark.parametrize(("queue", "workers"), [(2, 2), (16, 8), (16, 16)])
+def test_bursts_of_a_loader_are_input_where_it_is_slower_than_the_step(queue: int, workers: int, share: float) -> None:
+    """Workers in step give as many batches at once as they are; a batch every so much of a step in the mean."""
+    cluster = Cluster(ranks=8, batch_period_s=0.1 * share, queue=queue, workers=workers, repeat_jitter=NOISE)
+    point, said = planted(cluster, replace(cluster, ranks=1, batch_period_s=0.05))
+    truth = min(1.0, 1 / share)
+    assert point.input == pytest.approx(truth, rel=0.03)
+    assert named(said) == ({"input"} if share > 1 else set())
+
+
 def test_jitter_of_ranks_is_waiting_and_no_communication() -> None:
     """64 ranks that are alike, 5 % spread a step, an exchange of 0.2 ms."""
     cluster = Cluster(ranks=64, jitter=0.05, exchange_s=0.0002, repeat_jitter=NOISE)
