@@ -189,7 +189,7 @@ class VirtualTrainer:
         self._rng = np.random.default_rng([cluster.seed, repeat, cluster.ranks])
         pace = _factor(self._rng, cluster.repeat_jitter)
         self._alone_s = cluster.step_s * cluster.slowdowns(repeat) * pace
-        # When the last batch of each worker was ready, and when the last `queue` of all were taken: so far ahead is made.
+        # When each worker's last batch was ready, and when the last `queue` of all were taken: so far ahead is made.
         self._ready_s: Values = np.zeros((cluster.workers, cluster.ranks))
         self._taken_s: Values = np.zeros((cluster.queue, cluster.ranks))
         self._batches = 0
