@@ -22,6 +22,8 @@ LEAST_LOSS = 0.02
 CLOSURE_TOLERANCE = 0.05
 # The windows are cut into so many parts at most, each measured by what the others choose.
 _MOST_PARTS = 12
+# Windows are neighbours where less than such a part of all lies between them.
+_NEAR = 6
 # So often chance may have a rank be the slowest in as many repeats as the one that is named.
 _BY_CHANCE = 0.05
 _PERCENTILES = (5, 25, 50, 75, 95)
@@ -32,7 +34,8 @@ def part_times(reports: tuple[RankReport, ...]) -> dict[str, Any]:
 
     whole_s: the step, the mean over its windows of the slowest rank, since loaders give their batches in bursts.
     resident_s: that on a batch which lies on the device; exchange_s: the exchange without a step: medians over windows
-    of each window's slowest rank. resident_mean_s: the mean, as of the whole step.
+    of each window's slowest rank. resident_mean_s: the mean, as of the whole step. moved: by which share the step is
+    longer in the last third of the resident windows than at first: in the timed ones, of loaded data the resident ones.
     local_typical_s, local_max_s: the same with nothing exchanged, of the typical rank and of the slowest. Both are
     chosen in other windows than they are measured in, since the slowest of ranks that are alike is not slower than they
     are. Of two ranks the faster one is typical: one slow rank is no slower computing of both.
@@ -47,6 +50,12 @@ def part_times(reports: tuple[RankReport, ...]) -> dict[str, Any]:
         for windows in ([report.resident_windows for report in reports], [report.local_windows for report in reports])
     )
     resident_s = float(np.median(resident.max(axis=0)))
+    # Of loaded data the timed step holds the input too.
+    first = (
+        resident
+        if any(report.whole_windows for report in reports)
+        else _step_times([report.windows for report in reports])
+    )
     resident_mean_s = float(np.max([_mean_step_s(report.resident_windows) for report in reports]))
     whole_s = resident_s
     if any(report.whole_windows for report in reports):
@@ -56,6 +65,7 @@ def part_times(reports: tuple[RankReport, ...]) -> dict[str, Any]:
         "whole_s": whole_s,
         "resident_s": resident_s,
         "resident_mean_s": resident_mean_s,
+        "moved": _end(resident, -1) / _end(first, 0) - 1,
         "local_typical_s": typical_s,
         "local_max_s": max_s,
         "expected_max_s": np.nan,
@@ -171,7 +181,8 @@ def with_factors(table: pd.DataFrame, trials: pd.DataFrame) -> pd.DataFrame:
     """Add to every point its factors, each with _low, _high and _p_value, and medians of what else `with_causes` adds.
 
     A factor is the geometric mean over repeats of the trial's own over that of the reference in the same repeat, which
-    ran within the same minutes. Its interval is Student's t on the logarithms, the p-value that of a one-sided test of
+    ran within the same minutes. drifted: by how much more or less the step moved while it was measured than at the
+    reference, a median. Its interval is Student's t on the logarithms, the p-value that of a one-sided test of
     a loss. closure_off: how far the parts are from explaining the step, here or at the reference, the larger of both.
     slowest_rank and slowest_host: that which most often is, in slowest_times of the slowest_of repeats that tell, and
     slowest_recurs where chance would not have it so often, see `recurs`. stalls, single_stalls, unexplained: geometric
@@ -182,7 +193,17 @@ def with_factors(table: pd.DataFrame, trials: pd.DataFrame) -> pd.DataFrame:
         return table
     measured = trials[trials.throughput_images_per_s.notna()]
     groups = measured.groupby(POINT, sort=True)
-    medians = ["hidden", "exchange_s", "exchanged_bytes", "exposed_s", "least_s", "most_s", "resident_s", "together"]
+    medians = [
+        "hidden",
+        "exchange_s",
+        "exchanged_bytes",
+        "exposed_s",
+        "least_s",
+        "most_s",
+        "resident_s",
+        "together",
+        "moved",
+    ]
     added: dict[str, Any] = {name: groups[name].median().to_numpy() for name in [*medians, "closure", "own_waiting"]}
     added["hidden_low"], added["hidden_high"] = intervals_of(measured, table, "hidden")
     for name in ("stalls", "single_stalls", "unexplained"):
@@ -195,10 +216,11 @@ def with_factors(table: pd.DataFrame, trials: pd.DataFrame) -> pd.DataFrame:
     )
     found["slowest_recurs"] = recurs(found.slowest_times, found.slowest_of, found.world_size)
     at_reference = found[found.world_size == found.reference_world_size]
-    reference = at_reference.set_index(SERIES).closure.rename("reference_closure")
-    found = found.join(reference, on=SERIES)
+    of_reference = at_reference.set_index(SERIES)[["closure", "moved"]]
+    found = found.join(of_reference.add_prefix("reference_"), on=SERIES)
     off = (found[["closure", "reference_closure"]] - 1).abs().max(axis=1, skipna=False)
-    return found.assign(closure_off=off, **_factors(found, measured))
+    drifted = (found.moved - found.reference_moved).abs()
+    return found.assign(closure_off=off, drifted=drifted, **_factors(found, measured))
 
 
 def recurs(times: ArrayLike, repeats: ArrayLike, ranks: ArrayLike) -> NDArray[np.bool_]:
@@ -215,10 +237,12 @@ def recurs(times: ArrayLike, repeats: ArrayLike, ranks: ArrayLike) -> NDArray[np
 def claims(table: pd.DataFrame) -> pd.DataFrame:
     """Return a row a cause of each series' largest world size: index of the point, cause, ratio, p_value, least_loss.
 
-    A loss is named from `LEAST_LOSS` on, and where the parts do not explain the step, from what they leave open.
+    A loss is named from `LEAST_LOSS` on, where the parts do not explain the step from what they leave open on, and none
+    that is smaller than what the step drifted by while it was measured.
     """
     largest = table[_at_largest(table)]
     least = largest.closure_off.where(largest.closure_off > CLOSURE_TOLERANCE, LEAST_LOSS)
+    least = np.maximum(least, largest.drifted)
     parts = [
         pd.DataFrame({"ratio": largest[cause], "p_value": largest[f"{cause}_p_value"], "least_loss": least}).assign(
             cause=cause
@@ -279,6 +303,11 @@ def _step_times(windows: Sequence[tuple[Window, ...]]) -> Values:
     return times
 
 
+def _end(times_s: Values, which: int) -> float:
+    """Return the median step of the slowest rank in the first third of the windows (0), or in the last (-1)."""
+    return float(np.median(np.array_split(times_s.max(axis=0), min(3, times_s.shape[1]))[which]))
+
+
 def _mean_step_s(windows: Sequence[Window]) -> float:
     """Return seconds a step over all windows; NaN where a rank has none."""
     if not windows:
@@ -289,8 +318,9 @@ def _mean_step_s(windows: Sequence[Window]) -> float:
 def _typical_and_slowest(times_s: Values) -> tuple[float, float, int]:
     """Return the typical and the slowest rank's seconds a step, and the slowest; ranks × windows.
 
-    For every part of the windows both are chosen by all others, and then measured in it: medians over parts. Of a
-    single window nobody can be chosen: the typical rank is then taken for the slowest.
+    For every part of the windows both are chosen by those that are more than a sixth of them away, and then measured in
+    it: medians over parts. Neighbours in time are alike: who is slow for a second or two is so in both, and would pass
+    for one that always is. Of a single window nobody can be chosen: the typical rank is then taken for the slowest.
     """
     ranks, windows = times_s.shape
     middle = (ranks - 1) // 2
@@ -299,9 +329,11 @@ def _typical_and_slowest(times_s: Values) -> tuple[float, float, int]:
         return alone_s, alone_s, int(times_s.argmax())
     parts = min(windows, _MOST_PARTS)
     typical, slowest = np.empty(parts), np.empty(parts)
+    # Windows that follow each other are a part.
+    place = np.arange(windows) * parts // windows
     for part in range(parts):
-        own = np.arange(windows) % parts == part
-        chosen = np.median(times_s[:, ~own], axis=1)
+        own, apart = place == part, np.abs(place - part) > parts // _NEAR
+        chosen = np.median(times_s[:, apart], axis=1)
         told = np.median(times_s[:, own], axis=1)
         order = np.argsort(chosen, kind="stable")
         typical[part] = told[order[middle]]

@@ -290,6 +290,7 @@ _TRIAL_COLUMNS = [
     "whole_s",
     "resident_s",
     "resident_mean_s",
+    "moved",
     "local_typical_s",
     "local_max_s",
     "expected_max_s",

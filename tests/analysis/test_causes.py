@@ -123,6 +123,31 @@ def test_a_straggler_that_changes_is_said_to_change() -> None:
     assert "rank 0" not in said
 
 
+def test_ranks_that_are_slow_for_some_windows_in_a_row_are_not_slow_for_good(
+    make_trial: MakeTrial, make_record: MakeRecord
+) -> None:
+    """64 ranks that are alike in the long run, each 5 % off for two windows or so: neighbours tell who is slow now."""
+    rng, near = np.random.default_rng(0), np.exp(-1 / 2)
+    record = make_record(make_trial(world_size=64))
+    balances = []
+    for _ in range(20):
+        off = rng.standard_normal((64, 12))
+        for at in range(1, 12):
+            off[:, at] = near * off[:, at - 1] + np.sqrt(1 - near**2) * off[:, at]
+        reports = tuple(
+            report.model_copy(
+                update={
+                    "resident_windows": (Window(0.0, 0.12, 1),),
+                    "local_windows": tuple(Window(0.0, step_s, 1) for step_s in (0.1 * np.exp(0.05 * own)).tolist()),
+                }
+            )
+            for report, own in zip(record.reports, off, strict=True)
+        )
+        found = causes.part_times(reports)
+        balances.append(found["local_typical_s"] / found["local_max_s"])
+    assert np.mean(balances) > 0.975
+
+
 @pytest.mark.parametrize(
     ("ranks", "repeats", "times", "beyond"),
     # Chance has one of two ranks be it in 6 of 6 with 2 / 64, in 5 or more with 14 / 64; one of eight in 4 or more of 6
@@ -256,6 +281,20 @@ def test_without_single_steps_waiting_is_not_called_communication(
     assert points.waiting.isna().all()
     assert "communication that is not hidden, or waiting for devices that are late now and then, leaves 89%" in said
     assert "network" not in said
+
+
+def test_no_loss_is_named_that_is_smaller_than_what_the_step_drifted_by() -> None:
+    """A step that is 15 % longer at first and gets shorter with a time constant of 10 s, of eight devices alone."""
+    drifting = Cluster(ranks=8, jitter=0.005, exchange_s=0.0005, repeat_jitter=NOISE, drift=0.15, drift_tau_s=10)
+    steady = replace(drifting, ranks=1, drift=0.0)
+    _, points, said = analysed(records([steady, drifting], 6))
+    point = points[points.world_size == 8].iloc[0]
+    # Of it 5 % are left after the 10 s of the warm-up, and 1 % at the end of the parts.
+    assert 0.02 < point.drifted < 0.05
+    assert point.compute_scaling < 1 - causes.LEAST_LOSS
+    assert named(said) == set()
+    _, _, said = analysed(records([steady, replace(drifting, exchange_s=0.012)], 6))
+    assert named(said) == {"communication"}
 
 
 def test_two_causes_at_once_are_told_apart() -> None:
