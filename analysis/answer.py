@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from scalestudy.analysis.causes import CAUSES, CLOSURE_TOLERANCE
+from scalestudy.analysis.causes import CAUSES, CLOSURE_TOLERANCE, LEAST_LOSS
 from scalestudy.analysis.intervals import FEWEST_REPEATS, level, ratio_coverage
 from scalestudy.analysis.metrics import WORK, devices, headings
 from scalestudy.analysis.shares import ratio, share
@@ -184,6 +184,7 @@ def _keeps(row: Any) -> str:
 def _why(rows: pd.DataFrame) -> Iterator[str]:
     """Say what takes efficiency away at each series' largest world size, and what to try; only what is shown."""
     for trainer, line in _named(rows).groupby("series", sort=True):
+        yield from _without_causes(trainer, line)
         row = line.sort_values("world_size").iloc[-1]
         unknown = pd.isna(row.compute_scaling) or row.repeats < 2
         if row.world_size == row.reference_world_size or unknown or row.efficiency > _WELL:
@@ -192,7 +193,8 @@ def _why(rows: pd.DataFrame) -> Iterator[str]:
         shown = sorted((row[cause], cause) for cause in CAUSES if row[f"{cause}_shown"])
         open_to = _does_not_add_up(row) if row.closure_off > CLOSURE_TOLERANCE else ""
         if not shown:
-            yield open_to or f"What {trainer} loses on {devices(row.world_size)} is not shown to have any one cause."
+            unshown = f"What {trainer} loses on {devices(row.world_size)} is not shown to have any one cause."
+            yield " ".join([open_to or unshown, *_stalls(row)])
             continue
         factors = ", ".join(
             f"{_words(row, cause)[0]} costs {1 - value:.0%} ({_between(row, cause)})" for value, cause in shown
@@ -203,6 +205,7 @@ def _why(rows: pd.DataFrame) -> Iterator[str]:
             *(_hidden(row) if "communication" in named and pd.notna(row.waiting) else ()),
             *(_slowest(row) if "load_balance" in named else ()),
             *([open_to] if open_to else ()),
+            *_stalls(row),
         ]
         advice = _QUOTA.format(row.throttled_share) if row.throttled_share > _THROTTLED else _words(row, worst)[1]
         each = ["Each is a share of what the others leave."] if len(shown) > 1 else []
@@ -238,12 +241,47 @@ def _hidden(row: Any) -> Iterator[str]:
         yield f"{alone} and adds {1e3 * row.exposed_s:.3g} ms: exchanging and computing stand in each other's way."
 
 
-def _slowest(row: Any) -> Iterator[str]:
-    if row.slowest_times > row.repeats / 2:
-        who = f"rank {row.slowest_rank:.0f} on {row.slowest_host}"
-        yield f"The slowest alone is {who}, in {row.slowest_times:.0f} of {row.repeats} repeats."
+def _without_causes(trainer: str, line: pd.DataFrame) -> Iterator[str]:
+    """Say where the parts of a step were timed, but in no repeat that timed them at the reference too."""
+    reference = line.reference_world_size.iloc[0]
+    lacking = line[(line.world_size != reference) & line.resident_s.notna() & line.compute_scaling.isna()]
+    if not lacking.empty:
+        sizes = " or ".join(devices(size) for size in sorted(lacking.world_size))
+        yield (
+            f"No repeat of {trainer} has the parts of a step of both {devices(reference)} and {sizes}, so causes are "
+            "not told: a repeat of one is set against the same repeat of the other."
+        )
+
+
+def _stalls(row: Any) -> Iterator[str]:
+    """Say how much of what no cause holds comes of a few windows that are far longer than the median one."""
+    if not max(row.unexplained, row.stalls) < 1 - LEAST_LOSS:
+        return
+    yield (
+        "Rare stalls: a few windows that took far longer than the others make the mean timed step "
+        f"{1 / max(row.unexplained, row.stalls) - 1:.0%} longer, and no cause holds that."
+    )
+    if row.single_stalls < 1 - LEAST_LOSS:
+        yield (
+            "Steps with nothing exchanged stall too: ranks do, not the network. Look for what stops a rank now and "
+            "then; all others wait for it."
+        )
     else:
-        yield f"The slowest alone changes: no rank is in more than {row.slowest_times:.0f} of {row.repeats} repeats."
+        yield (
+            "A rank or the network stops now and then, which all wait for; which of them is not shown. Time more "
+            "windows to see more of it."
+        )
+
+
+def _slowest(row: Any) -> Iterator[str]:
+    if row.slowest_recurs:
+        who = f"rank {row.slowest_rank:.0f} on {row.slowest_host}"
+        yield f"The slowest alone is {who}, in {row.slowest_times:.0f} of {row.slowest_of} repeats."
+    elif row.slowest_times > row.slowest_of / 2:
+        often = f"{row.slowest_times:.0f} of {row.slowest_of} repeats"
+        yield f"Which rank is the slowest is not shown: one is in {often}, as often as chance has it."
+    else:
+        yield f"The slowest alone changes: no rank is in more than {row.slowest_times:.0f} of {row.slowest_of} repeats."
 
 
 def _between(row: Any, cause: str) -> str:

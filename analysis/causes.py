@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
-from scipy.stats import t
+from numpy.typing import ArrayLike, NDArray
+from scipy.stats import binom, t
 
 from scalestudy.analysis.intervals import CONFIDENCE
 from scalestudy.analysis.metrics import POINT, SERIES, intervals_of, need
@@ -22,6 +22,10 @@ LEAST_LOSS = 0.02
 CLOSURE_TOLERANCE = 0.05
 # The windows are cut into so many parts at most, each measured by what the others choose.
 _MOST_PARTS = 12
+# Windows are neighbours where less than such a part of all lies between them.
+_NEAR = 6
+# So often chance may have a rank be the slowest in as many repeats as the one that is named.
+_BY_CHANCE = 0.05
 _PERCENTILES = (5, 25, 50, 75, 95)
 
 
@@ -30,12 +34,14 @@ def part_times(reports: tuple[RankReport, ...]) -> dict[str, Any]:
 
     whole_s: the step, the mean over its windows of the slowest rank, since loaders give their batches in bursts.
     resident_s: that on a batch which lies on the device; exchange_s: the exchange without a step: medians over windows
-    of each window's slowest rank. local_typical_s, local_max_s: the same with nothing exchanged,
-    of the typical rank and of the slowest. Both are chosen in other windows than they are measured in, since the
-    slowest of ranks that are alike is not slower than they are. Of two ranks the faster one is typical: one slow rank
-    is no slower computing of both.
+    of each window's slowest rank. resident_mean_s: the mean, as of the whole step. moved: by which share the step is
+    longer in the last third of the resident windows than at first: in the timed ones, of loaded data the resident ones.
+    local_typical_s, local_max_s: the same with nothing exchanged, of the typical rank and of the slowest. Both are
+    chosen in other windows than they are measured in, since the slowest of ranks that are alike is not slower than they
+    are. Of two ranks the faster one is typical: one slow rank is no slower computing of both.
     expected_max_s: the local step of whichever rank is the slowest in it, see `slowest_of_steps`; no more than a
-    resident step takes, and no less than the slowest rank's.
+    resident step takes, and no less than the slowest rank's. single_mean_s, single_median_s: over single local steps,
+    of each step's slowest rank.
     """
     if not all(report.local_windows and report.resident_windows for report in reports):
         return {}
@@ -44,6 +50,13 @@ def part_times(reports: tuple[RankReport, ...]) -> dict[str, Any]:
         for windows in ([report.resident_windows for report in reports], [report.local_windows for report in reports])
     )
     resident_s = float(np.median(resident.max(axis=0)))
+    # Of loaded data the timed step holds the input too.
+    first = (
+        resident
+        if any(report.whole_windows for report in reports)
+        else _step_times([report.windows for report in reports])
+    )
+    resident_mean_s = float(np.max([_mean_step_s(report.resident_windows) for report in reports]))
     whole_s = resident_s
     if any(report.whole_windows for report in reports):
         whole_s = float(np.max([_mean_step_s(report.whole_windows) for report in reports]))
@@ -51,9 +64,13 @@ def part_times(reports: tuple[RankReport, ...]) -> dict[str, Any]:
     found = {
         "whole_s": whole_s,
         "resident_s": resident_s,
+        "resident_mean_s": resident_mean_s,
+        "moved": _end(resident, -1) / _end(first, 0) - 1,
         "local_typical_s": typical_s,
         "local_max_s": max_s,
         "expected_max_s": np.nan,
+        "single_mean_s": np.nan,
+        "single_median_s": np.nan,
         "exchange_s": np.nan,
         "exchanged_bytes": reports[0].exchanged_bytes,
         "slowest_rank": reports[slowest].rank.rank,
@@ -61,6 +78,8 @@ def part_times(reports: tuple[RankReport, ...]) -> dict[str, Any]:
     }
     if all(report.local_step_times_s for report in reports):
         steps_s = np.array([report.local_step_times_s for report in reports])
+        last_s = steps_s.max(axis=0)
+        found |= {"single_mean_s": float(last_s.mean()), "single_median_s": float(np.median(last_s))}
         slowest_s = float(np.median(local.mean(axis=0))) * slowest_of_steps(steps_s)
         # Single steps end with the host idle: what jitters there may hide in a row of steps.
         found["expected_max_s"] = max(max_s, min(slowest_s, resident_s))
@@ -97,14 +116,16 @@ def with_causes(trials: pd.DataFrame) -> pd.DataFrame:
         load_balance     typical / slowest rank's local step
         waiting          slowest rank's local step / that of whichever rank is the slowest in each step
         communication    expected slowest / resident
-        input            resident / whole step
+        input            resident / whole step, means of both: stalls that are in both are no input
     but for the first each over its median at the reference, where they cost something too. unexplained is the rest:
-    efficiency is the product of the five and it: stalls of few windows, and what changed between the two. (After the
-    POP efficiency metrics of HPC, Wagner et al. 2018, which have the mean for typical: of two ranks it would call half
-    of one's slowness slower computing.) Empty where the parts were not measured; load_balance and waiting also where
-    one process drives all devices, and waiting where no single steps were timed: communication holds what is lost to
-    them.
+    efficiency is the product of the five and it: stalls of few windows, and what changed while they were timed. (After
+    the POP efficiency metrics of HPC, Wagner et al. 2018, which have the mean for typical: of two ranks it would call
+    half of one's slowness slower computing.) Empty where the parts were not measured; load_balance and waiting also
+    where one process drives all devices, and waiting where no single steps were timed: communication holds what is lost
+    to them.
 
+        stalls         median / mean timed step, over that of the reference: what stalls of few windows cost
+        single_stalls  the same of single steps with nothing exchanged, each step's slowest rank
         closure        whole / timed step: 1 where the parts explain the step
         exposed_s      resident - expected slowest: what the exchange adds to a step
         hidden         1 - exposed / the exchange alone; below 0 where exchanging beside computing takes longer than
@@ -115,25 +136,29 @@ def with_causes(trials: pd.DataFrame) -> pd.DataFrame:
         own_…          the factors before they are set against the reference
     """
     need(trials, [*SERIES, "efficiency", "local_typical_s", "local_max_s", "resident_s", "whole_s", "exchange_s"])
-    need(trials, ["expected_max_s", "step_time_s", "median_step_s", "told_processes"])
+    need(trials, ["expected_max_s", "step_time_s", "median_step_s", "told_processes", "resident_mean_s"])
+    need(trials, ["single_mean_s", "single_median_s"])
     parts = ["local_typical_s", "local_max_s", "expected_max_s", "resident_s", "whole_s", "exchange_s"]
     typical_s, max_s, expected_s, resident_s, whole_s, exchange_s = (trials[part].astype(float) for part in parts)
     unknown = expected_s.isna() | (trials.told_processes < trials.world_size)
     expected_s = expected_s.fillna(max_s)
+    loaded = whole_s != resident_s
     own = pd.DataFrame(
         {
             "compute_scaling": trials.per_device_batch / typical_s,
             "load_balance": typical_s / max_s,
             "waiting": max_s / expected_s,
             "communication": expected_s / resident_s,
-            "input": resident_s / whole_s,
+            "input": trials.resident_mean_s.astype(float).where(loaded, resident_s) / whole_s,
+            "stalls": trials.median_step_s / trials.step_time_s,
+            "single_stalls": (trials.single_median_s / trials.single_mean_s).astype(float),
         }
     )
     at_reference = trials.world_size == trials.reference_world_size
     # Medians of the reference's trials alone, written to every trial of the series.
     reference = own.where(at_reference).groupby([trials[column] for column in SERIES]).transform("median")
     relative = own / reference
-    unexplained = trials.efficiency / relative.prod(axis=1, skipna=False)
+    unexplained = trials.efficiency / relative[list(CAUSES)].prod(axis=1, skipna=False)
     for factors in (own, relative):
         factors.loc[unknown, "waiting"] = np.nan
         factors.loc[trials.told_processes < trials.world_size, "load_balance"] = np.nan
@@ -143,7 +168,7 @@ def with_causes(trials: pd.DataFrame) -> pd.DataFrame:
         **own.add_prefix("own_"),
         unexplained=unexplained,
         # Like with like: the parts of resident data are medians, the whole step on loaded data is a mean.
-        closure=whole_s / trials.step_time_s.where(whole_s != resident_s, trials.median_step_s),
+        closure=whole_s / trials.step_time_s.where(loaded, trials.median_step_s),
         exposed_s=exposed_s,
         hidden=1 - exposed_s / exchange_s.where(exchange_s > 0),
         least_s=np.maximum(expected_s, exchange_s),
@@ -156,36 +181,68 @@ def with_factors(table: pd.DataFrame, trials: pd.DataFrame) -> pd.DataFrame:
     """Add to every point its factors, each with _low, _high and _p_value, and medians of what else `with_causes` adds.
 
     A factor is the geometric mean over repeats of the trial's own over that of the reference in the same repeat, which
-    ran within the same minutes. Its interval is Student's t on the logarithms, the p-value that of a one-sided test of
+    ran within the same minutes. drifted: by how much more or less the step moved while it was measured than at the
+    reference, a median. Its interval is Student's t on the logarithms, the p-value that of a one-sided test of
     a loss. closure_off: how far the parts are from explaining the step, here or at the reference, the larger of both.
-    slowest_rank and slowest_host: that which most often is, in slowest_times repeats.
+    slowest_rank and slowest_host: that which most often is, in slowest_times of the slowest_of repeats that tell, and
+    slowest_recurs where chance would not have it so often, see `recurs`. stalls, single_stalls, unexplained: geometric
+    means.
     """
     need(table, POINT)
     if table.empty:
         return table
     measured = trials[trials.throughput_images_per_s.notna()]
     groups = measured.groupby(POINT, sort=True)
-    medians = ["hidden", "exchange_s", "exchanged_bytes", "exposed_s", "least_s", "most_s", "resident_s", "together"]
+    medians = [
+        "hidden",
+        "exchange_s",
+        "exchanged_bytes",
+        "exposed_s",
+        "least_s",
+        "most_s",
+        "resident_s",
+        "together",
+        "moved",
+    ]
     added: dict[str, Any] = {name: groups[name].median().to_numpy() for name in [*medians, "closure", "own_waiting"]}
     added["hidden_low"], added["hidden_high"] = intervals_of(measured, table, "hidden")
+    for name in ("stalls", "single_stalls", "unexplained"):
+        added[name] = np.exp(np.log(measured[name].astype(float)).groupby([measured[key] for key in POINT]).mean())
+        added[name] = added[name].to_numpy()
+    added["slowest_of"] = groups.slowest_rank.count().to_numpy()
     slowest = measured[[*POINT, "slowest_rank", "slowest_host"]].value_counts(sort=True).reset_index()
     found = table.assign(**added).merge(
         slowest.drop_duplicates(POINT).rename(columns={"count": "slowest_times"}), on=POINT, how="left"
     )
+    found["slowest_recurs"] = recurs(found.slowest_times, found.slowest_of, found.world_size)
     at_reference = found[found.world_size == found.reference_world_size]
-    reference = at_reference.set_index(SERIES).closure.rename("reference_closure")
-    found = found.join(reference, on=SERIES)
+    of_reference = at_reference.set_index(SERIES)[["closure", "moved"]]
+    found = found.join(of_reference.add_prefix("reference_"), on=SERIES)
     off = (found[["closure", "reference_closure"]] - 1).abs().max(axis=1, skipna=False)
-    return found.assign(closure_off=off, **_factors(found, measured))
+    drifted = (found.moved - found.reference_moved).abs()
+    return found.assign(closure_off=off, drifted=drifted, **_factors(found, measured))
+
+
+def recurs(times: ArrayLike, repeats: ArrayLike, ranks: ArrayLike) -> NDArray[np.bool_]:
+    """Return whether a rank that is the slowest so many times is that in most repeats, and beyond chance.
+
+    Of ranks that are alike each is the slowest in a repeat as often as any other. Times the ranks, since the one that
+    most often is was chosen (Bonferroni).
+    """
+    times, repeats, ranks = (np.asarray(values, dtype=np.float64) for values in (times, repeats, ranks))
+    found: NDArray[np.bool_] = (times > repeats / 2) & (ranks * binom.sf(times - 1, repeats, 1 / ranks) <= _BY_CHANCE)
+    return found
 
 
 def claims(table: pd.DataFrame) -> pd.DataFrame:
     """Return a row a cause of each series' largest world size: index of the point, cause, ratio, p_value, least_loss.
 
-    A loss is named from `LEAST_LOSS` on, and where the parts do not explain the step, from what they leave open.
+    A loss is named from `LEAST_LOSS` on, where the parts do not explain the step from what they leave open on, and none
+    that is smaller than what the step drifted by while it was measured.
     """
     largest = table[_at_largest(table)]
     least = largest.closure_off.where(largest.closure_off > CLOSURE_TOLERANCE, LEAST_LOSS)
+    least = np.maximum(least, largest.drifted)
     parts = [
         pd.DataFrame({"ratio": largest[cause], "p_value": largest[f"{cause}_p_value"], "least_loss": least}).assign(
             cause=cause
@@ -246,6 +303,11 @@ def _step_times(windows: Sequence[tuple[Window, ...]]) -> Values:
     return times
 
 
+def _end(times_s: Values, which: int) -> float:
+    """Return the median step of the slowest rank in the first third of the windows (0), or in the last (-1)."""
+    return float(np.median(np.array_split(times_s.max(axis=0), min(3, times_s.shape[1]))[which]))
+
+
 def _mean_step_s(windows: Sequence[Window]) -> float:
     """Return seconds a step over all windows; NaN where a rank has none."""
     if not windows:
@@ -256,8 +318,9 @@ def _mean_step_s(windows: Sequence[Window]) -> float:
 def _typical_and_slowest(times_s: Values) -> tuple[float, float, int]:
     """Return the typical and the slowest rank's seconds a step, and the slowest; ranks × windows.
 
-    For every part of the windows both are chosen by all others, and then measured in it: medians over parts. Of a
-    single window nobody can be chosen: the typical rank is then taken for the slowest.
+    For every part of the windows both are chosen by those that are more than a sixth of them away, and then measured in
+    it: medians over parts. Neighbours in time are alike: who is slow for a second or two is so in both, and would pass
+    for one that always is. Of a single window nobody can be chosen: the typical rank is then taken for the slowest.
     """
     ranks, windows = times_s.shape
     middle = (ranks - 1) // 2
@@ -266,9 +329,11 @@ def _typical_and_slowest(times_s: Values) -> tuple[float, float, int]:
         return alone_s, alone_s, int(times_s.argmax())
     parts = min(windows, _MOST_PARTS)
     typical, slowest = np.empty(parts), np.empty(parts)
+    # Windows that follow each other are a part.
+    place = np.arange(windows) * parts // windows
     for part in range(parts):
-        own = np.arange(windows) % parts == part
-        chosen = np.median(times_s[:, ~own], axis=1)
+        own, apart = place == part, np.abs(place - part) > parts // _NEAR
+        chosen = np.median(times_s[:, apart], axis=1)
         told = np.median(times_s[:, own], axis=1)
         order = np.argsort(chosen, kind="stable")
         typical[part] = told[order[middle]]

@@ -358,6 +358,12 @@ def _cases() -> Iterator[Cell]:
             planted: dict[str, Any] = {"ranks": 8, "repeats": 6, "reference": reference, "batch_period_s": period_s}
             row, column = f"{1e3 * period_s:.0f} ms a batch", f"{queue} ahead"
             yield Cell("input on 8 ranks, a step of 100 ms", row, column, 100, case, planted)
+    for queue, workers in ((2, 2), (16, 8), (16, 16)):
+        reference = quiet | {"batch_period_s": 0.05, "queue": queue, "workers": workers}
+        for period_s in (0.08, 0.09, 0.11):
+            planted = {"ranks": 8, "repeats": 6, "reference": reference, "batch_period_s": period_s}
+            row, column = f"{1e3 * period_s:.0f} ms a batch, {workers} at once", f"{queue} ahead"
+            yield Cell("input in bursts on 8 ranks, a step of 100 ms", row, column, 100, case, planted)
     rows: dict[str, dict[str, Any]] = {
         "5 % jitter, exchange 0.2 ms": {"jitter": 0.05, "exchange_s": 0.0002},
         "5 % jitter that is common": {"common_jitter": 0.05},

@@ -42,7 +42,8 @@ class Cluster:
     every trial. blip_s: what a rank's step takes longer with blip_probability. exchange_s: the exchange of a step
     alone, hidden: the share of it that costs a step nothing. batch_period_s: how often every rank's producer makes a
     batch, up to `queue` ahead of the step; with a queue of 0 the step makes its own batch; with a period of 0 all data
-    lie on the device.
+    lie on the device. workers: so many make them, each as many times slower; they begin together, so that their batches
+    get ready at once.
     drift: by which share the step is longer at first, which ends with the time constant drift_tau_s.
     """
 
@@ -58,9 +59,15 @@ class Cluster:
     hidden: float = 0.0
     batch_period_s: float = 0.0
     queue: int = 0
+    workers: int = 1
     drift: float = 0.0
     drift_tau_s: float = 30.0
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Raise ValueError where workers would idle."""
+        if self.workers > max(self.queue, 1):
+            raise ValueError(f"{self.workers} workers, of whose batches the queue holds {self.queue}")
 
     @property
     def resident(self) -> bool:
@@ -182,8 +189,8 @@ class VirtualTrainer:
         self._rng = np.random.default_rng([cluster.seed, repeat, cluster.ranks])
         pace = _factor(self._rng, cluster.repeat_jitter)
         self._alone_s = cluster.step_s * cluster.slowdowns(repeat) * pace
-        # When the last of the batches was ready, and when the last `queue` of them were taken: so far ahead is made.
-        self._ready_s: Values = np.zeros(cluster.ranks)
+        # When each worker's last batch was ready, and when the last `queue` of all were taken: so far ahead is made.
+        self._ready_s: Values = np.zeros((cluster.workers, cluster.ranks))
         self._taken_s: Values = np.zeros((cluster.queue, cluster.ranks))
         self._batches = 0
 
@@ -225,9 +232,10 @@ class VirtualTrainer:
             self.times_s = self.times_s + self.cluster.batch_period_s
             return
         # A producer goes on as soon as there is room.
-        place = self._batches % self.cluster.queue
-        self._ready_s = np.maximum(self._ready_s, self._taken_s[place]) + self.cluster.batch_period_s
-        self.times_s = np.maximum(self.times_s, self._ready_s)
+        place, worker = self._batches % self.cluster.queue, self._batches % self.cluster.workers
+        began_s = np.maximum(self._ready_s[worker], self._taken_s[place])
+        self._ready_s[worker] = began_s + self.cluster.workers * self.cluster.batch_period_s
+        self.times_s = np.maximum(self.times_s, self._ready_s[worker])
         self._taken_s[place] = self.times_s
         self._batches += 1
 
@@ -294,6 +302,7 @@ def measured(
                 resident=cluster.resident,
                 alone=cluster.ranks == 1,
                 seed=repeat,
+                drain_max_s=plan.measure_max_s,
             )
     return seen, causes
 

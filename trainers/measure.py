@@ -18,6 +18,8 @@ _WARM_UP_SHARE = 0.25
 _WARM_UP_SPAN = 4
 _WARM_UP_TOLERANCE = 0.05
 _CAUSES_WARM_UP = 3
+# The input is drained no longer than so much of a limit: the rest of it is for windows.
+_DRAIN_SHARE = 0.5
 # A window of a part is so much shorter than a timed one, and there are so many more of them: what disturbs one of them
 # then decides nothing.
 _TURNS_A_WINDOW = 3
@@ -59,14 +61,16 @@ def measure(
 ) -> Measured:
     """Warm up and take the timed windows, after one first step; every rank decides alike, by its slowest.
 
-    `begin` is called between the two.
+    `begin` is called between the two. The plan's limits hold for draining the input and windows together; one window is
+    timed in any case.
     """
     seen = Measured()
     least_s = min(warm_up_min_s, plan.warm_up_max_s)
     steps_taken = 1
     seen.losses.append(_loss_point(trainer, steps_taken))
     # What was read ahead while the first step compiled would pass for the speed of the input.
-    steps_taken += _drain(trainer)
+    drained, drained_s = _drain(trainer, plan.warm_up_max_s * _DRAIN_SHARE)
+    steps_taken += drained
 
     def window(steps: int) -> tuple[Window, float]:
         """Return this rank's window and the slowest rank's seconds a step."""
@@ -79,7 +83,7 @@ def measure(
 
     steps, spent_s = 1, 0.0
     steps_s: list[float] = []
-    while not (seen.warm_up_steady and spent_s >= least_s) and spent_s < plan.warm_up_max_s:
+    while not (seen.warm_up_steady and spent_s >= least_s) and drained_s + spent_s < plan.warm_up_max_s:
         taken, step_s = window(steps)
         seen.warm_up_windows.append(taken)
         steps_s.append(step_s)
@@ -89,7 +93,8 @@ def measure(
         progress(seen)
 
     # The first steps are slow, and while they last the queue fills anew.
-    steps_taken += _drain(trainer)
+    drained, spent_s = _drain(trainer, plan.measure_max_s * _DRAIN_SHARE)
+    steps_taken += drained
     seen.warm_up_memory = trainer.memory()
     # The first steps hold what no later one does, above all the workspaces of every algorithm that cuDNN tries.
     trainer.reset_peaks()
@@ -97,8 +102,7 @@ def measure(
     # What that takes is not the same on every rank.
     trainer.max_over_ranks(0.0)
     steps = steps_for(plan.window_s, min(steps_s[-_WARM_UP_SPAN:])) if steps_s else 1
-    spent_s = 0.0
-    while len(seen.windows) < plan.windows and spent_s < plan.measure_max_s:
+    while len(seen.windows) < plan.windows and (not seen.windows or spent_s < plan.measure_max_s):
         taken, step_s = window(steps)
         seen.windows.append(taken)
         spent_s += step_s * steps
@@ -107,13 +111,23 @@ def measure(
     return seen
 
 
-def measure_causes(trainer: Trainer, windows: int, steps: int, *, resident: bool, alone: bool, seed: int = 0) -> Causes:
+def measure_causes(
+    trainer: Trainer,
+    windows: int,
+    steps: int,
+    *,
+    resident: bool,
+    alone: bool,
+    seed: int = 0,
+    drain_max_s: float = math.inf,
+) -> Causes:
     """Time the parts of a step, in windows that take turns; the training is afterwards where it was before.
 
     Whole: the step. Resident: that on a batch which lies on the device, as all do of data that are `resident`. Local:
     the same with nothing exchanged. Exchange: as much as a step exchanges and no step, unless the device is `alone`.
     They take as long as so many `windows` of so many `steps` of each, in an order that is balanced and drawn by `seed`;
-    the whole step in a row before the others, since what a loader gives has a history.
+    the whole step in a row before the others, since what a loader gives has a history; before it the input is drained,
+    no longer than `drain_max_s`.
     Then local steps one by one, all ranks beginning each together: what of their jitter is common to all ranks shows.
     """
     seen = Causes()
@@ -131,7 +145,7 @@ def measure_causes(trainer: Trainer, windows: int, steps: int, *, resident: bool
     try:
         if not resident:
             # While parameters were checked and tested the loader has filled its queue.
-            _drain(trainer)
+            _drain(trainer, drain_max_s)
             seen.whole += [take(trainer.step, steps) for _ in range(windows)]
         for index in range(_CAUSES_WARM_UP):
             for _, step in parts:
@@ -172,18 +186,26 @@ def balanced_orders(count: int, turns: int, seed: int) -> Iterator[list[int]]:
         yield rows.pop()
 
 
-def _drain(trainer: Trainer) -> int:
-    """Take what the input may have ready, then as many steps, and return how many.
+def _drain(trainer: Trainer, max_s: float) -> tuple[int, float]:
+    """Take what the input may have ready, then as many steps; return how many of these, and the slowest rank's seconds.
 
     Loaders that began together give their batches in bursts. After an empty queue the first burst is waited for, also
-    by steps that are slower than their input: with so many steps that is over.
+    by steps that are slower than their input: with so many steps that is over. After `max_s` no more is taken: a queue
+    that is waited for is empty.
     """
-    ahead = trainer.batches_ahead()
-    for _ in range(ahead):
-        trainer.next_batch()
-    for _ in range(ahead):
-        trainer.step()
-    return ahead
+    ahead, steps = trainer.batches_ahead(), 0
+    began_s, spent_s = now_s(), 0.0
+    for place in range(2 * ahead):
+        if spent_s >= max_s:
+            break
+        if place < ahead:
+            trainer.next_batch()
+        else:
+            trainer.step()
+            steps += 1
+        # All ranks must agree when to stop.
+        spent_s = trainer.max_over_ranks(now_s() - began_s)
+    return steps, spent_s
 
 
 def steady(steps_s: Sequence[float]) -> bool:

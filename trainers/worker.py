@@ -252,6 +252,7 @@ def _later_phases(trial: Trial, trainer: Trainer, found: dict[str, Any]) -> dict
             alone=trial.world_size == 1,
             # The same on every rank, and another one in each repeat.
             seed=trial.seed + trial.repeat,
+            drain_max_s=trial.measurement.measure_max_s,
         )
         return {
             **{f"{part}_windows": tuple(getattr(seen, part)) for part in _PARTS},

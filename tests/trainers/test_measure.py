@@ -37,6 +37,7 @@ class TimedTrainer:
         self.slow_steps = slow_steps
         self.steps = 0
         self.ahead = 0
+        self.batch_s = 0.0
         self.log: list[str] = []
 
     def step(self) -> None:
@@ -70,6 +71,7 @@ class TimedTrainer:
 
     def next_batch(self) -> None:
         self.log.append("batch")
+        self.clock.now_s += self.batch_s
 
     def kept(self) -> Callable[[], None]:
         self.log.append("kept")
@@ -128,10 +130,34 @@ def test_the_least_length_is_no_more_than_the_most(clock: Clock) -> None:
 def test_what_was_read_ahead_is_taken_before_the_first_window(clock: Clock) -> None:
     trainer = TimedTrainer(clock, 0.001)
     trainer.ahead = 3
-    measured(trainer, window_s=0.01, windows=1, warm_up_max_s=0)
+    seen = measured(trainer, window_s=0.01, windows=1, warm_up_max_s=0.1)
     # Once before the warm-up, once before the timed windows; with as many steps the first burst of a loader is over.
-    drained = [*["batch"] * 3, *["step"] * 3]
-    assert trainer.log[:14] == ["step", *drained, *drained, "barrier"]
+    drained = [*["batch", "barrier"] * 3, *["step", "barrier"] * 3]
+    assert trainer.log[:14] == ["step", *drained, "synchronize"]
+    steps = seen.windows[-1].steps
+    timed = ["barrier", "synchronize", *["step"] * steps, "synchronize", "barrier"]
+    assert trainer.log[-16 - steps :] == [*drained, *timed]
+
+
+def test_a_slow_input_is_drained_within_the_limits_and_a_window_is_timed_all_the_same(clock: Clock) -> None:
+    """Of a hundred batches that take a second each no more are taken than in half of either limit."""
+    trainer = TimedTrainer(clock, 1 / 64)
+    trainer.ahead, trainer.batch_s = 100, 1.0
+    seen = measured(trainer, window_s=1 / 64, windows=1000, warm_up_max_s=4, measure_max_s=6)
+    assert trainer.log.count("batch") == 2 + 3
+    # What is left of the limit is for windows.
+    assert sum(window.end_s - window.start_s for window in seen.windows) == 3
+    trainer = TimedTrainer(clock, 1 / 64)
+    trainer.ahead, trainer.batch_s = 100, 10.0
+    seen = measured(trainer, window_s=1 / 64, windows=1000, warm_up_max_s=4, measure_max_s=6)
+    assert (trainer.log.count("batch"), len(seen.windows)) == (2, 1)
+
+
+def test_before_the_parts_a_slow_input_is_drained_within_a_limit(clock: Clock) -> None:
+    trainer = TimedTrainer(clock, 1 / 64)
+    trainer.ahead, trainer.batch_s = 100, 1.0
+    measure_causes(trainer, 2, 9, resident=False, alone=True, drain_max_s=3.0)  # type: ignore[arg-type]
+    assert trainer.log.count("batch") == 3
 
 
 def test_windows_of_whole_steps_follow_each_other_after_the_queue_was_drained(clock: Clock) -> None:
@@ -141,8 +167,9 @@ def test_windows_of_whole_steps_follow_each_other_after_the_queue_was_drained(cl
     assert [window.steps for window in seen.whole] == [9, 9]
     log = [entry for entry in trainer.log if entry != "synchronize"]
     window = ["barrier", *["step"] * 9]
-    assert log[:25] == ["kept", "batch", "batch", "step", "step", *window, *window]
-    assert "batch" not in log[25:]
+    drained = [*["batch", "barrier"] * 2, *["step", "barrier"] * 2]
+    assert log[:29] == ["kept", *drained, *window, *window]
+    assert "batch" not in log[29:]
 
 
 def test_parts_take_turns_in_windows_a_third_as_long(clock: Clock) -> None:

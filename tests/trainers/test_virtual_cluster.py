@@ -50,6 +50,25 @@ def test_steps_run_from_a_full_queue_until_it_is_empty() -> None:
     assert steps_s(trainer, 34) == [0.1] * 31 + [0.2] * 3
 
 
+def test_workers_in_step_give_their_batches_at_once() -> None:
+    # Four workers take 400 ms a batch each: four lie ready at 400 ms, the next four at 800.
+    trainer = VirtualTrainer(Cluster(ranks=1, step_s=0.05, batch_period_s=0.1, queue=8, workers=4))
+    assert steps_s(trainer, 9) == [0.45, 0.05, 0.05, 0.05, 0.25, 0.05, 0.05, 0.05, 0.25]
+
+
+@pytest.mark.parametrize(("period_s", "expected_s"), [(0.08, 0.1), (0.09, 0.1), (0.11, 0.11)])
+@pytest.mark.parametrize("queue", [2, 16])
+def test_workers_in_step_cost_no_more_than_one_in_the_long_run(queue: int, period_s: float, expected_s: float) -> None:
+    cluster = Cluster(ranks=2, step_s=0.1, batch_period_s=period_s, queue=queue, workers=queue // 2)
+    assert cluster.whole_s() == pytest.approx(expected_s)
+    assert np.mean(steps_s(VirtualTrainer(cluster), 2000)) == pytest.approx(expected_s, rel=0.01)
+
+
+def test_of_more_workers_than_their_queue_holds_the_rest_would_idle() -> None:
+    with pytest.raises(ValueError, match="4 workers, of whose batches the queue holds 2"):
+        Cluster(ranks=1, batch_period_s=0.1, queue=2, workers=4)
+
+
 def test_without_a_queue_a_step_makes_its_own_batch() -> None:
     trainer = VirtualTrainer(Cluster(ranks=1, step_s=0.1, batch_period_s=0.2, queue=0))
     for _ in range(32):
