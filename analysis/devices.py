@@ -194,7 +194,7 @@ def timelines(record: Record, found: list[Node]) -> tuple[pd.DataFrame, pd.DataF
 
 def _clocks_differ(report: RankReport) -> float | None:
     """Return by how much the windows last longer on the device's clock than on the host's, if it shows."""
-    by_device_s = sum(window.device_s or 0.0 for window in report.windows)
+    by_device_s = sum(filter(None, [window.device_s for window in report.windows]))
     if not by_device_s:
         return None
     by_host_s = sum(window.end_s - window.start_s for window in report.windows)
@@ -287,7 +287,7 @@ def _use(trial: str, rank: float, node: Node, report: RankReport, track: Track) 
     starts_s, ends_s = np.array(spans).reshape(-1, 2).T
     seconds = ends_s - starts_s
     first, behind = np.searchsorted(track.time_s, starts_s), np.searchsorted(track.time_s, ends_s)
-    between_s = np.diff(track.time_s, prepend=track.time_s[0])
+    between_s = np.concatenate([[0.0], np.diff(track.time_s)])
     gained = [
         _gained(track, sums, starts_s, ends_s)
         for sums in (
@@ -398,10 +398,10 @@ def _listed(node: Node, column: str) -> list[int]:
 def _of_cpus(node: Node, column: str, cpus: list[int] | None) -> Values:
     """Return the mean over CPUs, None: all of them, of seconds that each has counted; NaN where one is not known."""
     mean: Values = np.full(len(node.samples["host"]), np.nan)
-    places = {cpu: place for place, cpu in enumerate(_listed(node, column))}
-    if column in node.by_cpu and (cpus is None or (cpus and set(cpus) <= places.keys())):
+    listed = _listed(node, column)
+    if column in node.by_cpu and (cpus is None or (cpus and set(cpus) <= set(listed))):
         known, by_cpu = node.by_cpu[column]
-        chosen = by_cpu if cpus is None else by_cpu[:, [places[cpu] for cpu in cpus]]
+        chosen = by_cpu if cpus is None else by_cpu[:, [listed.index(cpu) for cpu in cpus]]
         # One that went offline counts no more, from its first sample on: a sum that loses a part would fall.
         chosen = chosen[:, ~np.isnan(chosen).any(axis=0)]
         mean[known] = chosen.mean(axis=1) if chosen.size else np.nan
@@ -410,8 +410,7 @@ def _of_cpus(node: Node, column: str, cpus: list[int] | None) -> Values:
 
 def _rate(time_s: Values, sums: Values) -> Values:
     """Return the change a second up to each sample; none at the first."""
-    changes: Values = np.diff(sums, prepend=np.nan) / np.maximum(np.diff(time_s, prepend=np.nan), 1e-9)
-    return changes
+    return np.concatenate([[np.nan], np.diff(sums) / np.maximum(np.diff(time_s), 1e-9)])
 
 
 def _integral(time_s: Values, values: Values) -> Values:

@@ -164,7 +164,7 @@ def frames(records: Iterable[Record], trials_path: Path) -> Frames:
 
 def trial_row(trial: Trial) -> dict[str, Any]:
     """Return what a trial is, as a row."""
-    data = trial.data
+    data, folder_name = trial.data, trial.folder_name
     source = data.source if data.folder is None else f"{data.source}:{_printable(Path(data.folder).name)}"
     weak = trial.scaling == "weak"
     work = [
@@ -179,8 +179,9 @@ def trial_row(trial: Trial) -> dict[str, Any]:
         kind = "hardware thread" if trial.hyper_threads else "CPU"
         work.append(f"{trial.threads_per_device} {kind}{'s' if trial.threads_per_device > 1 else ''} a device")
     return {
-        "trial": trial.id,
-        "folder_name": trial.folder_name,
+        # The id, which is the hash of a text, ends the name.
+        "trial": folder_name.rpartition("-")[2],
+        "folder_name": folder_name,
         "trainer": trial.trainer,
         "model": trial.model,
         "world_size": trial.world_size,

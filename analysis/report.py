@@ -45,6 +45,8 @@ class Written:
     left_out: list[str]
 
 
+# Of a few rows, which most tables are of, Arrow's text takes twice the time of Python's.
+@pd.option_context("mode.string_storage", "python")
 def write_report(out: Path, prices: Mapping[str, float] | None = None, *, png: bool = False) -> Written:
     """Analyse a study's folder; `prices` are fields of Costs that replace the study's own.
 
