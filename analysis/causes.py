@@ -10,6 +10,7 @@ from scipy.stats import binom, t
 
 from scalestudy.analysis.intervals import CONFIDENCE
 from scalestudy.analysis.metrics import POINT, SERIES, intervals_of, need
+from scalestudy.analysis.quantiles import median, quantiles
 from scalestudy.trainers.record import RankReport, Window
 
 Values = NDArray[np.float64]
@@ -26,7 +27,7 @@ _MOST_PARTS = 12
 _NEAR = 6
 # So often chance may have a rank be the slowest in as many repeats as the one that is named.
 _BY_CHANCE = 0.05
-_PERCENTILES = (5, 25, 50, 75, 95)
+_QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
 def part_times(reports: tuple[RankReport, ...]) -> dict[str, Any]:
@@ -49,7 +50,7 @@ def part_times(reports: tuple[RankReport, ...]) -> dict[str, Any]:
         _step_times(windows)
         for windows in ([report.resident_windows for report in reports], [report.local_windows for report in reports])
     )
-    resident_s = float(np.median(resident.max(axis=0)))
+    resident_s = float(median(resident.max(axis=0)))
     # Of loaded data the timed step holds the input too.
     first = (
         resident
@@ -79,13 +80,13 @@ def part_times(reports: tuple[RankReport, ...]) -> dict[str, Any]:
     if all(report.local_step_times_s for report in reports):
         steps_s = np.array([report.local_step_times_s for report in reports])
         last_s = steps_s.max(axis=0)
-        found |= {"single_mean_s": float(last_s.mean()), "single_median_s": float(np.median(last_s))}
-        slowest_s = float(np.median(local.mean(axis=0))) * slowest_of_steps(steps_s)
+        found |= {"single_mean_s": float(last_s.mean()), "single_median_s": float(median(last_s))}
+        slowest_s = float(median(local.mean(axis=0))) * slowest_of_steps(steps_s)
         # Single steps end with the host idle: what jitters there may hide in a row of steps.
         found["expected_max_s"] = max(max_s, min(slowest_s, resident_s))
     if all(report.exchange_windows for report in reports):
         exchange = _step_times([report.exchange_windows for report in reports])
-        found["exchange_s"] = float(np.median(exchange.max(axis=0)))
+        found["exchange_s"] = float(median(exchange.max(axis=0)))
     return found
 
 
@@ -104,7 +105,7 @@ def rank_steps(reports: tuple[RankReport, ...]) -> Iterator[tuple[Any, ...]]:
         return
     times_s = np.array([report.local_step_times_s for report in reports])
     last = np.bincount(times_s.argmax(axis=0), minlength=len(reports)) / times_s.shape[1]
-    for report, share, percentiles in zip(reports, last, np.percentile(times_s, _PERCENTILES, axis=1).T, strict=True):
+    for report, share, percentiles in zip(reports, last, quantiles(times_s, _QUANTILES), strict=True):
         yield report.rank.rank, report.rank.host, share, *percentiles
 
 
@@ -298,9 +299,7 @@ def _at_largest(rows: pd.DataFrame) -> pd.Series:
 def _step_times(windows: Sequence[tuple[Window, ...]]) -> Values:
     """Return seconds a step, ranks × windows; as many windows as every rank has."""
     shortest = min(map(len, windows))
-    stacked = np.array([[window[:3] for window in own[:shortest]] for own in windows], dtype=np.float64)
-    times: Values = (stacked[:, :, 1] - stacked[:, :, 0]) / stacked[:, :, 2]
-    return times
+    return np.array([[(window.end_s - window.start_s) / window.steps for window in own[:shortest]] for own in windows])
 
 
 def _end(times_s: Values, which: int) -> float:
@@ -333,9 +332,8 @@ def _typical_and_slowest(times_s: Values) -> tuple[float, float, int]:
     place = np.arange(windows) * parts // windows
     for part in range(parts):
         own, apart = place == part, np.abs(place - part) > parts // _NEAR
-        chosen = np.median(times_s[:, apart], axis=1)
-        told = np.median(times_s[:, own], axis=1)
+        chosen, told = median(times_s[:, apart]), median(times_s[:, own])
         order = np.argsort(chosen, kind="stable")
         typical[part] = told[order[middle]]
         slowest[part] = told[order[-1]]
-    return float(np.median(typical)), float(np.median(slowest)), int(np.median(times_s, axis=1).argmax())
+    return float(median(typical)), float(median(slowest)), int(median(times_s).argmax())

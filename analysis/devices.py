@@ -15,6 +15,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.integrate import cumulative_trapezoid
 
+from scalestudy.analysis.quantiles import quantiles
 from scalestudy.cluster.sample_file import read_samples
 from scalestudy.cluster.telemetry import Telemetry
 from scalestudy.cluster.throttling import POWER_CAP, THROTTLE_REASONS
@@ -114,22 +115,24 @@ def nodes(record: Record, trial_path: Path) -> list[Node]:
             # Taken away since, or damaged: `notices` says so.
             continue
         own = tuple(report for report in record.reports if report.rank.node_rank == first.rank.node_rank)
-        by_device = {str(name): rows for name, rows in samples.groupby("device", observed=True)}
+        by_device = {str(name): samples[samples.device == name] for name in samples.device.unique()}
         found.append(Node(telemetry=first.telemetry, samples=by_device, reports=own))
     return found
 
 
-def use_rows(record: Record, found: list[Node]) -> Iterator[tuple[Any, ...]]:
-    """Yield USE_COLUMNS: a row for each device and phase, and one for each window of the phase `measure`.
+def use(record: Record, found: list[Node]) -> Iterator[tuple[Any, ...]]:
+    """Yield USE_COLUMNS of every device: a value for each phase, then for each window of the phase `measure`.
 
-    `rank` and the rest are None in the row `host` of a node: its energy is that of all its processors.
+    What is the same in all of them is yielded once. `rank` is NaN of the device `host` of a node: its energy is that of
+    all its processors.
     """
+    trial = record.trial.id if found else ""
     for node in found:
         for report in node.reports:
             for track in rank_tracks(record, report, node):
-                yield from _rows(record.trial.id, report.rank.rank, node, report, track)
+                yield _use(trial, report.rank.rank, node, report, track)
         if (host := _host_track(node)) is not None:
-            yield from _rows(record.trial.id, None, node, node.reports[0], host)
+            yield _use(trial, np.nan, node, node.reports[0], host)
 
 
 def notices(record: Record, found: list[Node]) -> Iterator[tuple[str, str, str]]:
@@ -191,9 +194,11 @@ def timelines(record: Record, found: list[Node]) -> tuple[pd.DataFrame, pd.DataF
 
 def _clocks_differ(report: RankReport) -> float | None:
     """Return by how much the windows last longer on the device's clock than on the host's, if it shows."""
-    by_device_s = sum(window.device_s or 0.0 for window in report.windows)
+    by_device_s = sum(filter(None, [window.device_s for window in report.windows]))
+    if not by_device_s:
+        return None
     by_host_s = sum(window.end_s - window.start_s for window in report.windows)
-    off = by_device_s / by_host_s - 1 if by_device_s and by_host_s else 0.0
+    off = by_device_s / by_host_s - 1 if by_host_s else 0.0
     return off if abs(off) > _CLOCKS_DIFFER else None
 
 
@@ -276,40 +281,43 @@ def _host_track(node: Node) -> Track | None:
     )
 
 
-def _rows(trial: str, rank: int | None, node: Node, report: RankReport, track: Track) -> Iterator[tuple[Any, ...]]:
-    spans: list[tuple[str, int | None, float, float]] = [
-        (phase, None, *span) for phase, span in phase_spans(report).items()
-    ]
-    spans += [(_MEASURE, window, taken.start_s, taken.end_s) for window, taken in enumerate(report.windows)]
-    starts_s, ends_s = np.array([span[2:] for span in spans]).reshape(-1, 2).T
+def _use(trial: str, rank: float, node: Node, report: RankReport, track: Track) -> tuple[Any, ...]:
+    phases = phase_spans(report)
+    spans = [*phases.values(), *((window.start_s, window.end_s) for window in report.windows)]
+    starts_s, ends_s = np.array(spans).reshape(-1, 2).T
     seconds = ends_s - starts_s
     first, behind = np.searchsorted(track.time_s, starts_s), np.searchsorted(track.time_s, ends_s)
-    between_s = np.diff(track.time_s, prepend=track.time_s[0])
-    throttled_s = np.cumsum(between_s * _held(track, sum(THROTTLE_REASONS)))
-    capped_s = np.cumsum(between_s * _held(track, POWER_CAP))
-    busy = np.minimum(_gained(track, track.busy_s, starts_s, ends_s) / np.maximum(seconds, 1e-9), 1)
-    energy_j = _gained(track, track.energy_j, starts_s, ends_s)
-    throttled_s, capped_s = (_gained(track, sums, starts_s, ends_s) for sums in (throttled_s, capped_s))
-    sm_active = _span_means(track.time_s, track.sm_active, starts_s, ends_s)
-    for place, (phase, window, _, _) in enumerate(spans):
-        inside = slice(first[place], behind[place])
-        yield (
-            trial,
-            rank,
-            node.telemetry.host,
-            track.name,
-            phase,
-            window,
-            seconds[place],
-            busy[place],
-            _quantile(track.busy[inside], 0.95) if window is None else np.nan,
-            sm_active[place],
-            _largest(track.memory_bytes[inside]),
-            energy_j[place] / max(seconds[place], 1e-9),
-            energy_j[place],
-            throttled_s[place],
-            capped_s[place],
+    between_s = np.concatenate([[0.0], np.diff(track.time_s)])
+    gained = [
+        _gained(track, sums, starts_s, ends_s)
+        for sums in (
+            track.busy_s,
+            track.energy_j,
+            np.cumsum(between_s * _held(track, sum(THROTTLE_REASONS))),
+            np.cumsum(between_s * _held(track, POWER_CAP)),
         )
+    ]
+    busy_s, energy_j, throttled_s, capped_s = gained
+    busy_p95 = np.full(len(spans), np.nan)
+    for phase in range(len(phases)):
+        busy_p95[phase] = _quantile(track.busy[first[phase] : behind[phase]], 0.95)
+    return (
+        trial,
+        rank,
+        node.telemetry.host,
+        track.name,
+        np.array([*phases, *[_MEASURE] * len(report.windows)], dtype=object),
+        np.concatenate([np.full(len(phases), np.nan), np.arange(len(report.windows))]),
+        seconds,
+        np.minimum(busy_s / np.maximum(seconds, 1e-9), 1),
+        busy_p95,
+        _span_means(track.time_s, track.sm_active, starts_s, ends_s),
+        _largest(track.memory_bytes, first, behind),
+        energy_j / np.maximum(seconds, 1e-9),
+        energy_j,
+        throttled_s,
+        capped_s,
+    )
 
 
 def _gpu_notices(record: Record, node: Node) -> Iterator[tuple[str, str]]:
@@ -390,10 +398,10 @@ def _listed(node: Node, column: str) -> list[int]:
 def _of_cpus(node: Node, column: str, cpus: list[int] | None) -> Values:
     """Return the mean over CPUs, None: all of them, of seconds that each has counted; NaN where one is not known."""
     mean: Values = np.full(len(node.samples["host"]), np.nan)
-    places = {cpu: place for place, cpu in enumerate(_listed(node, column))}
-    if column in node.by_cpu and (cpus is None or (cpus and set(cpus) <= places.keys())):
+    listed = _listed(node, column)
+    if column in node.by_cpu and (cpus is None or (cpus and set(cpus) <= set(listed))):
         known, by_cpu = node.by_cpu[column]
-        chosen = by_cpu if cpus is None else by_cpu[:, [places[cpu] for cpu in cpus]]
+        chosen = by_cpu if cpus is None else by_cpu[:, [listed.index(cpu) for cpu in cpus]]
         # One that went offline counts no more, from its first sample on: a sum that loses a part would fall.
         chosen = chosen[:, ~np.isnan(chosen).any(axis=0)]
         mean[known] = chosen.mean(axis=1) if chosen.size else np.nan
@@ -402,8 +410,7 @@ def _of_cpus(node: Node, column: str, cpus: list[int] | None) -> Values:
 
 def _rate(time_s: Values, sums: Values) -> Values:
     """Return the change a second up to each sample; none at the first."""
-    changes: Values = np.diff(sums, prepend=np.nan) / np.maximum(np.diff(time_s, prepend=np.nan), 1e-9)
-    return changes
+    return np.concatenate([[np.nan], np.diff(sums) / np.maximum(np.diff(time_s), 1e-9)])
 
 
 def _integral(time_s: Values, values: Values) -> Values:
@@ -429,7 +436,7 @@ def _energy_j(time_s: Values, counter_j: Values, power_w: Values) -> Values:
 def _held(track: Track, reasons: int) -> Values:
     """Return 1 where any of the reasons held the device's clock back, 0 where none did, NaN where it is not known."""
     known = np.isfinite(track.throttle_reasons)
-    held: Values = np.where(known, np.nan_to_num(track.throttle_reasons).astype(np.int64) & reasons != 0, np.nan)
+    held: Values = np.where(known, np.where(known, track.throttle_reasons, 0).astype(np.int64) & reasons != 0, np.nan)
     return held
 
 
@@ -442,7 +449,7 @@ def _gained(track: Track, sums: Values, starts_s: Values, ends_s: Values) -> Val
 
 def _quantile(values: Values, share: float) -> float:
     known = values[np.isfinite(values)]
-    return float(np.quantile(known, share)) if known.size else np.nan
+    return float(quantiles(known, share)) if known.size else np.nan
 
 
 def _span_means(time_s: Values, values: Values, starts_s: Values, ends_s: Values) -> Values:
@@ -464,6 +471,8 @@ def _mean(values: Values) -> float:
     return float(known.mean()) if known.size else np.nan
 
 
-def _largest(values: Values) -> float:
-    known = values[np.isfinite(values)]
-    return float(known.max()) if known.size else np.nan
+def _largest(values: Values, first: NDArray[np.int64], behind: NDArray[np.int64]) -> Values:
+    """Return the largest known value of each slice; NaN where there is none."""
+    known = np.append(np.where(np.isfinite(values), values, np.nan), np.nan)
+    found: Values = np.fmax.reduceat(known, np.stack([first, behind], axis=1).ravel())[::2]
+    return np.where(first < behind, found, np.nan)

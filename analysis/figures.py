@@ -29,7 +29,7 @@ from matplotlib.ticker import (
 
 from scalestudy.analysis import intervals
 from scalestudy.analysis.frames import PHASES
-from scalestudy.analysis.metrics import POINT, WORK, devices, headings
+from scalestudy.analysis.metrics import POINT, SERIES, WORK, devices, headings
 from scalestudy.analysis.shares import off_by, share
 
 COLOURS = {
@@ -637,10 +637,14 @@ def device_map(use: pd.DataFrame) -> Figure:
             fmt=".0f",
             annot_kws={"fontsize": 8},
             cbar_kws={"label": "device busy (%)"},
-            yticklabels=max(1, len(busy) // 16),
+            # Seaborn makes a canvas for each label, to see whether they overlap.
+            xticklabels=False,
+            yticklabels=False,
             ax=axes,
         )
-        axes.tick_params(axis="y", rotation=0, labelsize=8)
+        windows, ranks = slice(0, None, -(-busy.shape[1] // 10)), slice(0, None, max(1, len(busy) // 16))
+        axes.set_xticks(np.arange(busy.shape[1])[windows] + 0.5, busy.columns[windows])
+        axes.set_yticks(np.arange(len(busy))[ranks] + 0.5, busy.index[ranks], fontsize=8)
         axes.set_xlabel("timed window")
         axes.set_ylabel("")
 
@@ -774,9 +778,8 @@ def _scaling(
     Dots stand from left to right in the order of their start: repeats that drift or lie in two heaps are seen.
     """
     points, looks = _readable(points), _looks(points)
-    started = trials.loc[trials[value].notna(), [*POINT, "started_at", "repeat", value]].sort_values(
-        ["started_at", "repeat"]
-    )
+    measured = trials.loc[trials[value].notna(), [*POINT, "started_at", "repeat", value]]
+    repeats = dict(list(measured.sort_values(["started_at", "repeat"]).groupby(SERIES)))
 
     def draw(axes: Axes, rows: pd.DataFrame) -> None:
         axes.set_xscale("log", base=2)
@@ -784,7 +787,8 @@ def _scaling(
         for offset, series in _dodged(_series(rows)):
             line, look = rows[rows.series == series].sort_values("world_size"), looks[series]
             where = line.world_size * 2 ** (0.06 * offset)
-            dots = started.merge(line[POINT], on=POINT)
+            dots = repeats[tuple(line[SERIES].iloc[0])]
+            dots = dots[dots.world_size.isin(line.world_size)]
             place = dots.groupby("world_size").cumcount() + 0.5
             count = dots.groupby("world_size")["repeat"].transform("size")
             axes.scatter(

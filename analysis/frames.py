@@ -1,7 +1,7 @@
 """Records to data frames: one row a trial, a window, a loss, a phase, a process."""
 
 import gc
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from scalestudy.analysis import contention, devices, placement
 from scalestudy.analysis.causes import part_times, rank_steps
 from scalestudy.analysis.conditions import conditions, device_models
 from scalestudy.analysis.losses import curve, unlearned
+from scalestudy.analysis.quantiles import median
 from scalestudy.analysis.steadiness import steadiness
 from scalestudy.trainers.files import RECORD_NAME, DamagedError, read_record, record_paths
 from scalestudy.trainers.options import changes
@@ -108,7 +109,7 @@ def frames(records: Iterable[Record], trials_path: Path) -> Frames:
         # Slowest rank: the all-reduce makes every other rank wait for it.
         row["measured_s"] = seconds.sum(axis=1).max()
         row["measured_steps"] = steps.sum()
-        row["median_step_s"] = float(np.median(seconds.max(axis=0) / steps))
+        row["median_step_s"] = float(median(seconds.max(axis=0) / steps))
         row |= part_times(record.reports)
         row["warm_up_steady"] = all(report.warm_up_steady for report in record.reports)
         row["first_step_s"] = phase_s.get("first_step")
@@ -136,8 +137,8 @@ def frames(records: Iterable[Record], trials_path: Path) -> Frames:
         memory += processes
         windows.append((row["trial"], np.arange(len(steps)), step_times_s[-1]))
         losses.append((row["trial"], *_losses(record)))
-        sampled = devices.nodes(record, trials_path / record.trial.folder_name)
-        use += devices.use_rows(record, sampled)
+        sampled = devices.nodes(record, trials_path / row["folder_name"])
+        use += devices.use(record, sampled)
         notices += devices.notices(record, sampled)
         notices += contention.notices(record)
         notices += missing_parts(record)
@@ -155,7 +156,7 @@ def frames(records: Iterable[Record], trials_path: Path) -> Frames:
         losses=_together(losses, ["trial", "step", "images", "loss"]),
         phases=pd.DataFrame(phases, columns=["trial", "phase", "seconds"]),
         memory=pd.DataFrame(memory, columns=["trial", "rank", "peak_memory_bytes"]),
-        devices=pd.DataFrame(use, columns=devices.USE_COLUMNS),
+        devices=_together(use, devices.USE_COLUMNS),
         notices=pd.DataFrame(notices, columns=devices.NOTICE_COLUMNS),
         ranks=pd.DataFrame(ranks, columns=RANK_COLUMNS),
     )
@@ -163,7 +164,7 @@ def frames(records: Iterable[Record], trials_path: Path) -> Frames:
 
 def trial_row(trial: Trial) -> dict[str, Any]:
     """Return what a trial is, as a row."""
-    data = trial.data
+    data, folder_name = trial.data, trial.folder_name
     source = data.source if data.folder is None else f"{data.source}:{_printable(Path(data.folder).name)}"
     weak = trial.scaling == "weak"
     work = [
@@ -178,8 +179,9 @@ def trial_row(trial: Trial) -> dict[str, Any]:
         kind = "hardware thread" if trial.hyper_threads else "CPU"
         work.append(f"{trial.threads_per_device} {kind}{'s' if trial.threads_per_device > 1 else ''} a device")
     return {
-        "trial": trial.id,
-        "folder_name": trial.folder_name,
+        # The id, which is the hash of a text, ends the name.
+        "trial": folder_name.rpartition("-")[2],
+        "folder_name": folder_name,
         "trainer": trial.trainer,
         "model": trial.model,
         "world_size": trial.world_size,
@@ -208,16 +210,19 @@ def _printable(name: str) -> str:
 
 def window_seconds(reports: tuple[RankReport, ...]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Return each window's seconds, ranks × windows, and its steps, which are the same on every rank."""
-    stacked = np.array([report.windows for report in reports], dtype=np.float64)
-    return stacked[:, :, 1] - stacked[:, :, 0], stacked[0, :, 2].astype(np.int64)
+    seconds = [[window.end_s - window.start_s for window in report.windows] for report in reports]
+    return np.array(seconds), np.array([window.steps for window in reports[0].windows])
 
 
 def warm_up_seconds(reports: tuple[RankReport, ...]) -> NDArray[np.float64]:
     """Return the slowest rank's seconds a step in every window of the warm-up; none where ranks have different ones."""
     if len({len(report.warm_up_windows) for report in reports}) > 1 or not reports[0].warm_up_windows:
         return np.empty(0)
-    stacked = np.array([report.warm_up_windows for report in reports], dtype=np.float64)
-    found: NDArray[np.float64] = ((stacked[:, :, 1] - stacked[:, :, 0]) / np.maximum(stacked[:, :, 2], 1)).max(axis=0)
+    steps_s = [
+        [(window.end_s - window.start_s) / max(window.steps, 1) for window in report.warm_up_windows]
+        for report in reports
+    ]
+    found: NDArray[np.float64] = np.array(steps_s).max(axis=0)
     return found
 
 
@@ -245,17 +250,20 @@ def _peak_bytes(memory: Memory) -> int:
 
 def _losses(record: Record) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
     """Return steps, images seen by all ranks and the loss, the mean over processes."""
-    by_rank = np.array([[loss for _, loss in report.losses] for report in record.reports], dtype=np.float64)
-    steps = np.array([step for step, _ in record.reports[0].losses], dtype=np.int64)
+    by_rank = np.array([[point.loss for point in report.losses] for report in record.reports], dtype=np.float64)
+    steps = np.array([point.step for point in record.reports[0].losses], dtype=np.int64)
     return steps, steps * record.trial.global_batch, by_rank.mean(axis=0)
 
 
-def _together(parts: list[tuple[str, *tuple[NDArray[Any], ...]]], columns: list[str]) -> pd.DataFrame:
-    """Stack each trial's columns under its id: one frame at the end, a frame a trial would take minutes."""
+def _together(parts: Sequence[tuple[Any, ...]], columns: list[str]) -> pd.DataFrame:
+    """Stack the columns of every part, arrays or one value for all of its rows: a frame a part would take minutes."""
     if not parts:
         return pd.DataFrame(columns=columns)
-    trials, *values = zip(*parts, strict=True)
-    stacked = [np.repeat(trials, [len(value) for value in values[0]]), *map(np.concatenate, values)]
+    counts = [len(part[-1]) for part in parts]
+    stacked = [
+        np.concatenate(values) if isinstance(values[0], np.ndarray) else np.repeat(values, counts)
+        for values in zip(*parts, strict=True)
+    ]
     return pd.DataFrame(dict(zip(columns, stacked, strict=True)))
 
 

@@ -9,6 +9,8 @@ from scalestudy.trainers.record import Placement, RankReport
 def sharing(reports: Sequence[RankReport]) -> list[int]:
     """Return the ranks that computed on a core of which another rank had a hardware thread, or the same one."""
     used = Counter((report.rank.host, core) for report in reports for core in _cores(report))
+    if used.total() == len(used):
+        return []
     return [report.rank.rank for report in reports if any(used[report.rank.host, core] > 1 for core in _cores(report))]
 
 

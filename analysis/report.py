@@ -45,6 +45,8 @@ class Written:
     left_out: list[str]
 
 
+# Of a few rows, which most tables are of, Arrow's text takes twice the time of Python's.
+@pd.option_context("mode.string_storage", "python")
 def write_report(out: Path, prices: Mapping[str, float] | None = None, *, png: bool = False) -> Written:
     """Analyse a study's folder; `prices` are fields of Costs that replace the study's own.
 
@@ -279,7 +281,7 @@ def _draw_causes(found: Frames, trials: pd.DataFrame, points: pd.DataFrame) -> d
 
 def _draw_devices(found: Frames, trials: pd.DataFrame, trials_path: Path) -> dict[str, Figure]:
     """Return the figures of single trials: of each trainer one at its largest world size that has samples."""
-    sampled = trials[trials.trial.isin(found.devices[found.devices["rank"].notna()].trial)]
+    sampled = trials[trials.trial.isin(found.devices.loc[found.devices["rank"].notna(), "trial"].unique())]
     if sampled.empty:
         return {}
     chosen = metrics.examples(sampled, _MOST_EXAMPLES)
@@ -289,7 +291,7 @@ def _draw_devices(found: Frames, trials: pd.DataFrame, trials_path: Path) -> dic
         drawn.append(devices.timelines(record, devices.nodes(record, trials_path / folder_name)))
     samples, spans = (pd.concat(parts) for parts in zip(*drawn, strict=True))
     named = chosen[["trial", *metrics.POINT]]
-    use = found.devices[found.devices["rank"].notna() & found.devices.window.notna()]
+    use = found.devices[found.devices.trial.isin(chosen.trial)].dropna(subset=["rank", "window"])
     return {
         "timeline": figures.timeline(samples.merge(named, on="trial"), spans),
         "device_map": figures.device_map(use.merge(named, on="trial")),

@@ -6,6 +6,7 @@ Schema history: 1 = first.
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import Literal, NamedTuple
 
 from pydantic import Field, model_validator
@@ -246,7 +247,7 @@ def flaw(trial: Trial, reports: Sequence[RankReport]) -> str | None:
         shapes = {tuple((one.size_bytes, len(one.windows)) for one in report.collectives) for report in reports}
         timed = len(shapes) == 1 and all(shape and all(min(one) > 0 for one in shape) for shape in shapes)
         return None if timed else "the ranks did not time the same sizes"
-    if not all(sum(window.end_s - window.start_s for window in report.windows) > 0 for report in reports):
+    if not all(any(window.end_s > window.start_s for window in report.windows) for report in reports):
         return "a rank timed no window"
     if len({tuple(window.steps for window in report.windows) for report in reports}) > 1:
         return "the ranks timed different windows"
@@ -260,8 +261,12 @@ def flaw(trial: Trial, reports: Sequence[RankReport]) -> str | None:
 
 
 def _windows(report: RankReport) -> Iterator[Window]:
-    yield from report.windows
-    for part in ("whole", "resident", "local", "input", "exchange"):
-        yield from getattr(report, f"{part}_windows")
-    for collective in report.collectives:
-        yield from collective.windows
+    return chain(
+        report.windows,
+        report.whole_windows,
+        report.resident_windows,
+        report.local_windows,
+        report.input_windows,
+        report.exchange_windows,
+        *(collective.windows for collective in report.collectives),
+    )

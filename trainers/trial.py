@@ -135,9 +135,9 @@ class Trial(Frozen):
     def id(self) -> str:
         """Twelve hex digits of the SHA-256 of all fields: the same trial has the same id in every run."""
         # Later fields are left out at their defaults: a trial keeps the name it had before there were such fields.
+        fields = type(self).model_fields
         later = ("sweep", "hyper_threads", "rotate_devices")
-        defaults = {name: field.default for name, field in type(self).model_fields.items()}
-        unsaid: dict[str, Any] = {name: True for name in later if getattr(self, name) == defaults[name]}
+        unsaid: dict[str, Any] = {name: True for name in later if getattr(self, name) == fields[name].default}
         if self.measurement.warm_up_min_s is None:
             unsaid["measurement"] = {"warm_up_min_s"}
         return hashlib.sha256(self.model_dump_json(by_alias=True, exclude=unsaid).encode()).hexdigest()[:12]
