@@ -279,7 +279,8 @@ def _slowest(row: Any) -> Iterator[str]:
         yield f"The slowest alone is {who}, in {row.slowest_times:.0f} of {row.slowest_of} repeats."
     elif row.slowest_times > row.slowest_of / 2:
         often = f"{row.slowest_times:.0f} of {row.slowest_of} repeats"
-        yield f"Which rank is the slowest is not shown: one is in {often}, as often as chance has it."
+        chance = f"by chance in {row.slowest_chance:.0%} of studies"
+        yield f"Which rank is the slowest is not shown: one is in {often}, as it would be {chance}."
     else:
         yield f"The slowest alone changes: no rank is in more than {row.slowest_times:.0f} of {row.slowest_of} repeats."
 

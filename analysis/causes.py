@@ -185,9 +185,9 @@ def with_factors(table: pd.DataFrame, trials: pd.DataFrame) -> pd.DataFrame:
     ran within the same minutes. drifted: by how much more or less the step moved while it was measured than at the
     reference, a median. Its interval is Student's t on the logarithms, the p-value that of a one-sided test of
     a loss. closure_off: how far the parts are from explaining the step, here or at the reference, the larger of both.
-    slowest_rank and slowest_host: that which most often is, in slowest_times of the slowest_of repeats that tell, and
-    slowest_recurs where chance would not have it so often, see `recurs`. stalls, single_stalls, unexplained: geometric
-    means.
+    slowest_rank and slowest_host: that which most often is, in slowest_times of the slowest_of repeats that tell;
+    slowest_chance: see `by_chance`; slowest_recurs: it is in most of them, and more often than by chance. stalls,
+    single_stalls, unexplained: geometric means.
     """
     need(table, POINT)
     if table.empty:
@@ -215,7 +215,9 @@ def with_factors(table: pd.DataFrame, trials: pd.DataFrame) -> pd.DataFrame:
     found = table.assign(**added).merge(
         slowest.drop_duplicates(POINT).rename(columns={"count": "slowest_times"}), on=POINT, how="left"
     )
-    found["slowest_recurs"] = recurs(found.slowest_times, found.slowest_of, found.world_size)
+    found["slowest_chance"] = by_chance(found.slowest_times, found.slowest_of, found.world_size)
+    most = found.slowest_times > found.slowest_of / 2
+    found["slowest_recurs"] = most & (found.slowest_chance <= _BY_CHANCE)
     at_reference = found[found.world_size == found.reference_world_size]
     of_reference = at_reference.set_index(SERIES)[["closure", "moved"]]
     found = found.join(of_reference.add_prefix("reference_"), on=SERIES)
@@ -224,14 +226,13 @@ def with_factors(table: pd.DataFrame, trials: pd.DataFrame) -> pd.DataFrame:
     return found.assign(closure_off=off, drifted=drifted, **_factors(found, measured))
 
 
-def recurs(times: ArrayLike, repeats: ArrayLike, ranks: ArrayLike) -> NDArray[np.bool_]:
-    """Return whether a rank that is the slowest so many times is that in most repeats, and beyond chance.
+def by_chance(times: ArrayLike, repeats: ArrayLike, ranks: ArrayLike) -> Values:
+    """Return the probability that of ranks that are alike some rank is the slowest in so many repeats or more.
 
-    Of ranks that are alike each is the slowest in a repeat as often as any other. Times the ranks, since the one that
-    most often is was chosen (Bonferroni).
+    The binomial tail of one rank times all ranks, since the one that most often is was chosen (Bonferroni).
     """
     times, repeats, ranks = (np.asarray(values, dtype=np.float64) for values in (times, repeats, ranks))
-    found: NDArray[np.bool_] = (times > repeats / 2) & (ranks * binom.sf(times - 1, repeats, 1 / ranks) <= _BY_CHANCE)
+    found: Values = np.minimum(1, ranks * binom.sf(times - 1, repeats, 1 / ranks))
     return found
 
 

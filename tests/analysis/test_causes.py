@@ -149,15 +149,19 @@ def test_ranks_that_are_slow_for_some_windows_in_a_row_are_not_slow_for_good(
 
 
 @pytest.mark.parametrize(
-    ("ranks", "repeats", "times", "beyond"),
-    # Chance has one of two ranks be it in 6 of 6 with 2 / 64, in 5 or more with 14 / 64; one of eight in 4 or more of 6
-    # with 8 * 0.0030, one of 64 in 3 or more with 64 * 0.00007, but a half is no majority.
-    [(2, 6, 6, True), (2, 6, 5, False), (8, 6, 4, True), (8, 6, 3, False), (64, 6, 3, False), (64, 3, 2, True)],
+    ("ranks", "repeats", "times", "expected"),
+    # Of two ranks either of them; of eight 15 * 7^2 + 6 * 7 + 1 in 8^6 for each.
+    [
+        (2, 6, 6, 2 / 64),
+        (2, 6, 5, 14 / 64),
+        (2, 6, 4, 44 / 64),
+        (8, 6, 4, 8 * 778 / 8**6),
+        (2, 6, 3, 1.0),
+        (1, 6, 6, 1.0),
+    ],
 )
-def test_a_rank_recurs_where_chance_would_not_have_it_so_often(
-    ranks: int, repeats: int, times: int, beyond: bool
-) -> None:
-    assert causes.recurs(np.array([times]), np.array([repeats]), np.array([ranks])).tolist() == [beyond]
+def test_how_often_chance_has_a_rank_be_the_slowest(ranks: int, repeats: int, times: int, expected: float) -> None:
+    assert causes.by_chance(np.array([times]), np.array([repeats]), np.array([ranks])) == pytest.approx(expected)
 
 
 def test_of_two_ranks_one_that_is_the_slowest_in_five_of_six_repeats_is_not_named(
@@ -170,7 +174,9 @@ def test_of_two_ranks_one_that_is_the_slowest_in_five_of_six_repeats_is_not_name
         found += [with_parts(one, 0.1, 0.1, [0.1]), with_parts(two, 0.12, 0.12, slow)]
     _, points, said = analysed(found)
     assert named(said) == {"load_balance"}
-    assert "Which rank is the slowest is not shown: one is in 5 of 6 repeats, as often as chance has it." in said
+    assert (
+        "Which rank is the slowest is not shown: one is in 5 of 6 repeats, as it would be by chance in 22% of studies."
+    ) in said
     assert not points.slowest_recurs.any()
 
 
