@@ -44,6 +44,8 @@ _QUOTA = (
 )
 # Of a CPU quota's periods; less of them held nobody up.
 _THROTTLED = 0.01
+# Of two that cannot be compared, since what changed in between may be all the difference there is.
+_AT_OTHER_TIMES = "were measured one after the other, not in turns, so they are not compared"
 # Of more series than this the rest stand in the tables alone.
 _MOST_NAMED = 5
 
@@ -69,35 +71,39 @@ def headline(points: pd.DataFrame, comparisons: pd.DataFrame, compilation: pd.Da
 
 
 def _faster(here: pd.DataFrame) -> Iterator[str]:
-    for size, rows in here.sort_values(["world_size", "ratio"]).groupby("world_size", sort=True):
-        if len(rows) == 1:
-            yield _pair(size, rows.iloc[0])
-            continue
-        enough = rows[rows.repeats >= FEWEST_REPEATS]
-        # The fastest of those that were measured often enough to be compared, which is the slower one in none.
-        among = enough if len(enough) else rows
-        fastest = among.faster[~among.faster.isin(among.slower)].iloc[0]
-        yield _ranking(size, fastest, rows[rows.faster == fastest], rows[rows.slower == fastest])
+    for size, rows in here.groupby("world_size", sort=True):
+        yield _pair(size, rows.iloc[0]) if len(rows) == 1 else _ranking(size, *_against_fastest(rows))
 
 
-def _ranking(size: int, fastest: str, rows: pd.DataFrame, faster: pd.DataFrame) -> str:
-    """Return one sentence on the fastest of several series against every other: those that are slower, those that ran
-    faster too few times.
+def _against_fastest(rows: pd.DataFrame) -> tuple[str, pd.DataFrame]:
+    """Return the fastest series and its comparison with every other, the nearest first: the ratio is its over theirs.
+
+    The fastest of those that were measured often enough is the one which is the slower one least often.
     """
-    beaten = rows[rows.shown]
+    enough = rows[rows.repeats >= FEWEST_REPEATS]
+    among = enough if len(enough) else rows
+    fastest = min(sorted({*among.faster, *among.slower}), key=lambda series: int((among.slower == series).sum()))
+    others = rows[rows.slower == fastest]
+    turned = others.assign(
+        slower=others.faster,
+        ratio=1 / others.ratio,
+        ratio_low=1 / others.ratio_high,
+        ratio_high=1 / others.ratio_low,
+    )
+    return fastest, pd.concat([rows[rows.faster == fastest], turned]).sort_values(["ratio", "slower"])
+
+
+def _ranking(size: int, fastest: str, rows: pd.DataFrame) -> str:
+    """Return one sentence on the fastest of several series against every other."""
+    few = rows.repeats < FEWEST_REPEATS
+    beaten, ahead = rows[rows.shown & (rows.ratio > 1)], rows[rows.shown & (rows.ratio < 1)]
+    unshown = rows[~rows.shown & ~few & rows.in_turns]
     shown = [
         f"{row.ratio:.2f}× as fast as {row.slower} ({row.ratio_low:.2f}–{row.ratio_high:.2f}×)"
         for row in beaten.head(_MOST_NAMED).itertuples()
     ]
     if len(beaten) > _MOST_NAMED:
         shown.append(f"and up to {beaten.ratio.max():.2f}× as fast as the other {len(beaten) - _MOST_NAMED}")
-    few = pd.concat(
-        [
-            rows[~rows.shown & (rows.repeats < FEWEST_REPEATS)].assign(above=fastest, below=rows.slower),
-            faster.assign(above=faster.faster, below=fastest),
-        ]
-    )
-    unshown = rows[~rows.shown & (rows.repeats >= FEWEST_REPEATS)]
     alike = [
         f"{row.slower} ({row.ratio:.2f}×, {row.ratio_low:.2f}–{row.ratio_high:.2f}×)"
         for row in unshown.head(_MOST_NAMED).itertuples()
@@ -105,11 +111,20 @@ def _ranking(size: int, fastest: str, rows: pd.DataFrame, faster: pd.DataFrame) 
     if len(unshown) > _MOST_NAMED:
         alike.append(f"and {len(unshown) - _MOST_NAMED} more")
     said = [f"{fastest} is {', '.join(shown)}"] if shown else []
+    # Only where three series beat each other in a circle.
+    said += [f"{row.slower} is {1 / row.ratio:.2f}× as fast as {fastest}" for row in ahead.itertuples()]
     if alike:
-        said.append(f"no difference is shown between {fastest} and {', '.join(alike)}")
-    for (repeats, above), ran in few.groupby(["repeats", "above"], sort=True):
-        ratios = ", ".join(f"{row.ratio:.2f}× as fast as {row.below}" for row in ran.itertuples())
-        said.append(f"{above} ran {ratios}, but {_too_few(int(repeats))}")
+        each = "each of " if len(unshown) > 1 else ""
+        said.append(f"no difference is shown between {fastest} and {each}{', '.join(alike)}")
+    for repeats, ran in rows[few].groupby("repeats", sort=True):
+        ratios = [f"{row.ratio:.2f}× as fast as {row.slower}" for row in ran[ran.ratio >= 1].itertuples()]
+        said += [f"{fastest} ran {', '.join(ratios)}, but {_too_few(repeats)}"] if ratios else []
+        said += [
+            f"{row.slower} ran {1 / row.ratio:.2f}× as fast as {fastest}, but {_too_few(repeats)}"
+            for row in ran[ran.ratio < 1].itertuples()
+        ]
+    apart = rows.slower[~few & ~rows.in_turns].head(_MOST_NAMED)
+    said += [f"{fastest} and {other} {_AT_OTHER_TIMES}" for other in apart]
     return f"On {devices(size)}, {'; '.join(said)}." + (" In brackets 95 % intervals." if shown or alike else "")
 
 
@@ -119,6 +134,8 @@ def _pair(size: int, row: Any) -> str:
         return f"{place}, {row.faster} is {row.ratio:.2f}× as fast as {row.slower} ({interval})."
     if row.repeats < FEWEST_REPEATS:
         return f"{place}, {row.faster} ran {row.ratio:.2f}× as fast as {row.slower}, but {_too_few(row.repeats)}."
+    if not row.in_turns:
+        return f"{place}, {row.faster} and {row.slower} {_AT_OTHER_TIMES}."
     return (
         f"{place}, no difference is shown between {row.faster} and {row.slower}: {row.faster} ran {row.ratio:.2f}× as "
         f"fast ({interval})."
@@ -166,7 +183,7 @@ def _scales(rows: pd.DataFrame) -> Iterator[str]:
                 f"{_keeps(above.iloc[0])}, above 100 %: check the reference. Its device may be slow or its clock low, "
                 "or what each of more devices works on may fit a cache."
             )
-        slower = beyond[beyond.speedup_high < 1]
+        slower = beyond[beyond.slower_than_reference]
         if not slower.empty:
             yield (
                 f"{trainer} is slower on {devices(slower.world_size.iloc[0])} than on {devices(reference)}: "
@@ -297,7 +314,8 @@ def _pays(here: pd.DataFrame) -> Iterator[str]:
             subject = f"{row.series} on {devices(row.world_size)}"
             name = row.execution if row.execution in row.series.split() else f"{row.execution} (its usual way)"
             steps = f"{1e3 * row.step_time_s:.3g} ms a step against {1e3 * row.eager_step_time_s:.3g} ms eagerly"
-            faster = row.shown and row.ratio > 1
+            # By repeats and by medians: of few the two may disagree.
+            faster = row.shown and row.ratio > 1 and row.saved_s > 0
             if faster and row.extra_s > 0:
                 low, high = row.break_even_low, row.break_even_high
                 interval = f" (95 % interval {_count(low)}–{_count(high)})" if pd.notna(low) else ""
@@ -307,7 +325,7 @@ def _pays(here: pd.DataFrame) -> Iterator[str]:
                 )
             elif faster:
                 yield f"{subject}: {name} pays from the first step on: {steps}."
-            elif row.shown:
+            elif row.shown and row.ratio < 1:
                 yield f"{subject}: {name} never pays: {steps}."
             else:
                 yield f"{subject}: whether {name} ever pays is not shown: {steps}."
@@ -319,6 +337,7 @@ def _count(steps: float) -> str:
 
 def _share(row: Any) -> str:
     if pd.isna(row.efficiency_low):
-        return f"{ratio(row.efficiency)[0]} (measured once, no interval)"
+        once = "measured once" if row.repeats == 1 else "its reference was measured once"
+        return f"{ratio(row.efficiency)[0]} ({once}, no interval)"
     value, interval = ratio(row.efficiency, row.efficiency_low, row.efficiency_high)
-    return f"{value} ({level(ratio_coverage(row.repeats))} interval {interval})"
+    return f"{value} ({level(ratio_coverage(min(row.repeats, row.reference_repeats)))} interval {interval})"

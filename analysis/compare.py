@@ -3,12 +3,13 @@
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import fisher_exact
+from scipy.stats import hypergeom
 
 from scalestudy.analysis import differences, figures, intervals, metrics
 from scalestudy.analysis.fairness import guarded, once
@@ -20,7 +21,6 @@ MATCH = ["workload", "scaling", "device", "trainer", "execution", "options", "se
 # What Markdown, or GitHub's of it, would take for markup; within a word `_` is itself.
 _MARKS = re.compile(r"[\\`*<>\[\]|$~&]|(?<!\w)_|_(?!\w)")
 _MOST_NAMED = 5
-_SIDES = ("new", "base")
 SLOWER, FASTER, ALIKE = "slower", "faster", "no difference shown"
 REGRESSED, HELD, UNCLEAR = "regressed", "held", "unclear"
 _MEASURED = [
@@ -37,7 +37,7 @@ class Comparison:
     a point that both have measured, see `changes`. tried: a row a point that both tried, with base_failed, base_tried,
     new_failed, new_tried. base_only, new_only: points that the other has not; lost: those that it tried, and every
     trial failed. damaged: the records of both that cannot be read, with the reason. interleaved: whether both were
-    measured in turns, repeat by repeat; days: on how many days the base was.
+    measured in turns, repeat by repeat.
     """
 
     base: Path
@@ -52,7 +52,6 @@ class Comparison:
     new_only: pd.DataFrame
     damaged: Sequence[DamagedError] = ()
     interleaved: bool = False
-    days: int = 1
 
     @property
     def regressed(self) -> bool:
@@ -72,14 +71,20 @@ class Comparison:
 
     @property
     def fails_more(self) -> bool:
-        """Whether more trials fail than chance explains, over all points that both tried (Fisher's exact test)."""
-        counts = self.tried[["base_failed", "base_tried", "new_failed", "new_tried"]].sum()
-        table = [[counts[f"{side}_failed"], counts[f"{side}_tried"] - counts[f"{side}_failed"]] for side in _SIDES]
-        return bool(fisher_exact(np.array(table), alternative="greater").pvalue <= 1 - intervals.CONFIDENCE)
+        """Whether more trials fail than chance explains, over all points that both tried.
+
+        The exact test of several tables, which for one is Fisher's (Gart 1970): given how many trials of a point failed
+        on both sides together, those of the new one are hypergeometric, and their sum is what all points have.
+        """
+        chance = np.ones(1)
+        for row in self.tried.itertuples():
+            failed, tried = row.base_failed + row.new_failed, row.base_tried + row.new_tried
+            chance = np.convolve(chance, hypergeom(tried, failed, row.new_tried).pmf(np.arange(failed + 1)))
+        return bool(chance[int(self.tried.new_failed.sum()) :].sum() <= 1 - intervals.CONFIDENCE)
 
 
 def compare(base: Path, new: Path, tolerance: float, base_again: Sequence[Path] = ()) -> Comparison:
-    """Match two folders point by point; raises ValueError where one of them holds no record.
+    """Match two folders point by point; raises ValueError where one holds no record, or not what it is given for.
 
     `base_again` is the base measured on other days: what a day changes is then in the intervals.
     """
@@ -92,13 +97,14 @@ def compare(base: Path, new: Path, tolerance: float, base_again: Sequence[Path] 
         ),
         work_alone=True,
     )
-    _refuse_copies(together, dict(zip(sides, (base, new, *base_again), strict=True)))
+    _checked([together[together.side == side] for side in sides], (base, new, *base_again))
     counted = [once(together[together.side == side]) for side in sides]
     base_trials, new_trials, *again = (trials for trials, _ in counted)
     unlike += [sentence for _, said in counted for sentence in said]
     there, here = (trials[trials.throughput_images_per_s.notna()] for trials in (base_trials, new_trials))
     base_keys, new_keys = (_points_of(trials) for trials in (there, here))
     missing = _only(base_keys, new_keys)
+    lost = missing.merge(_points_of(new_trials[new_trials.outcome != "skipped"]), on=MATCH)
     same_host = base_facts.environment.get("host") == new_facts.environment.get("host")
     in_turns = same_host and interleaved(base_trials, new_trials) and not again
     return Comparison(
@@ -109,28 +115,45 @@ def compare(base: Path, new: Path, tolerance: float, base_again: Sequence[Path] 
         unlike=unlike,
         points=changes(there, here, tolerance, paired=in_turns, again=again),
         tried=_tried(base_trials, new_trials),
-        lost=missing.merge(_points_of(new_trials[new_trials.outcome != "skipped"]), on=MATCH),
-        base_only=_only(missing, _points_of(new_trials)),
+        lost=lost,
+        base_only=_only(missing, lost),
         new_only=_only(new_keys, base_keys),
         damaged=[error for _, _, damaged in read for error in damaged],
         interleaved=in_turns,
-        days=1 + len(again),
     )
 
 
-def _refuse_copies(trials: pd.DataFrame, folders: Mapping[str, Path]) -> None:
-    """Raise ValueError where two sides hold the same records, as a copy of a folder does."""
-    measured = trials[trials.throughput_images_per_s.notna()]
+def _checked(sides: Sequence[pd.DataFrame], folders: Sequence[Path]) -> None:
+    """Raise ValueError where folders are not what they are given for: base, new, and the base of other days."""
     # To the last digit: two that started within the same second are not the same.
     record = ["trial", "started_at", "throughput_images_per_s"]
-    same = measured[measured.duplicated(record, keep=False)]
-    copied = same[same.duplicated(record)]
-    if len(copied):
-        first = same[same.trial == copied.trial.iloc[0]].side.iloc[0]
-        raise ValueError(
-            f"{folders[copied.side.iloc[0]]}: holds {_count(len(copied), 'record')} that {folders[first]} holds, too: "
-            "what was measured once tells nothing of what changed"
-        )
+    measured = [trials[trials.throughput_images_per_s.notna()] for trials in sides]
+    for (there, one), (here, other) in combinations(zip(folders, measured, strict=True), 2):
+        shared = len(one[record].drop_duplicates().merge(other[record].drop_duplicates(), on=record))
+        if shared:
+            raise ValueError(
+                f"{here}: holds {_count(shared, 'record')} that {there} holds, too: what was measured once tells "
+                "nothing of what changed"
+            )
+    for folder, trials in zip(folders, measured, strict=True):
+        launchers = trials.groupby(MATCH).launcher.unique()
+        mixed = launchers[launchers.map(len) > 1]
+        if len(mixed):
+            raise ValueError(
+                f"{folder}: holds {mixed.index[0][MATCH.index('series')]} on "
+                f"{_count(mixed.index[0][MATCH.index('world_size')], 'device')} by the launchers "
+                f"{' and '.join(sorted(mixed.iloc[0]))}: compare folders of one launcher each"
+            )
+    days: dict[str, Path] = {}
+    for place in (0, *range(2, len(folders))):
+        if place and measured[0].merge(measured[place], on=MATCH).empty:
+            raise ValueError(f"{folders[place]}: --base-again: holds no point that {folders[0]} measured")
+        day = measured[place].started_at.min()[:10] if len(measured[place]) else ""
+        if len(folders) > 2 and day in days:
+            raise ValueError(
+                f"{folders[place]}: --base-again: was measured on {day}, as was {days[day]}: give other days"
+            )
+        days[day] = folders[place]
 
 
 def interleaved(base: pd.DataFrame, new: pd.DataFrame) -> bool:
@@ -317,14 +340,13 @@ def _would_tell(unclear: pd.DataFrame, found: Comparison) -> str:
 
 def _days(found: Comparison) -> Iterator[str]:
     """Say whether what a day or a host changes is in the intervals."""
-    alone = int((found.points.days == 1).sum())
-    if found.days > 1 and not alone:
-        yield f"The base was measured on {found.days} days: what a day changes is in the intervals."
-    elif found.days > 1:
-        yield (
-            f"The base was measured on {found.days} days, but {_count(alone, 'point')} of {len(found.points)} on one "
-            "alone: what a day changes is in the intervals of the others only."
-        )
+    if found.points.empty:
+        return
+    days = found.points.days.max()
+    alone = int((found.points.days < days).sum())
+    if days > 1:
+        most = f"The base was measured on {days:.0f} days: what a day changes is in the intervals"
+        yield f"{most}, but {_count(alone, 'point')} of {len(found.points)} on fewer." if alone else f"{most}."
     elif not found.interleaved:
         yield (
             "The two were not measured in turns: what another day or host changes is not in the intervals. Measure "

@@ -92,10 +92,13 @@ def once(trials: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     Two are there where a study was edited in a limit, such as a deadline, and run again into the same folder.
     """
     key = [*POINT, "repeat"]
-    # A limit that was raised, and the trial has ended within it since: it does not fail.
-    ordered = trials.assign(failed=trials.outcome != "ok").sort_values(["failed", "started_at"], kind="stable")
-    superseded = ordered[ordered.failed & ordered.duplicated(key)]
-    trials = trials.drop(superseded.index)
+    failed = trials.outcome != "ok"
+    # A limit that was raised, and the trial has ended within it since: it does not fail. One that fails since does.
+    ended = trials.started_at.where(~failed, "").groupby([trials[column] for column in key]).transform("max")
+    failures = trials[failed].sort_values("started_at", kind="stable")
+    trials = trials.drop(
+        trials.index[failed & (trials.started_at <= ended)].union(failures.index[failures.duplicated(key)])
+    )
     ok = trials[trials.outcome == "ok"].sort_values(["started_at", "folder_name"])
     again = ok[ok.duplicated(key)]
     first = again.merge(ok.drop_duplicates(key)[[*key, "folder_name"]], on=key, suffixes=("", "_first"))

@@ -213,10 +213,11 @@ def recommendations(table: pd.DataFrame, threshold: float) -> pd.DataFrame:
     rows = []
     for key, group in table.groupby(SERIES, sort=True):
         line = group.sort_values("world_size")
-        reference = line.world_size == line.reference_world_size
+        past = line[line.world_size >= line.reference_world_size]
+        reference = past.world_size == past.reference_world_size
         kept, surely = (
-            line.world_size[(column.ge(threshold) | reference).cummin()].max()
-            for column in (line.efficiency, line.efficiency_low)
+            past.world_size[(column.ge(threshold) | reference).cummin()].max()
+            for column in (past.efficiency, past.efficiency_low)
         )
         best = line.throughput_images_per_s.idxmax()
         low, high = (line[f"throughput_{end}"].fillna(line.throughput_images_per_s) for end in ("low", "high"))

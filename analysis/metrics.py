@@ -200,6 +200,7 @@ def points(trials: pd.DataFrame) -> pd.DataFrame:
     return table.assign(
         joules_per_image_low=joules_low,
         joules_per_image_high=joules_high,
+        reference_repeats=[len(sample) for sample in reference],
         throughput_low=low,
         throughput_high=high,
         throughput_per_device=table.throughput_images_per_s / table.world_size,

@@ -39,15 +39,16 @@ def tables(found: Frames) -> Tables:
         # them.
         trials, points = trials.copy(), points.copy()
         # All that the page claims is one family; ways and compilation are among the comparisons.
-        compared, claimed, above = differences.judged(
+        compared, claimed, against = differences.judged(
             differences.comparisons(points, trials),
             causes.claims(points),
-            differences.above_reference(points, trials),
+            differences.against_reference(points, trials),
         )
         ways = differences.ways(points, compared)
         compilation = differences.compilation(points, trials, compared)
         points = causes.with_shown(points, claimed)
-        points["above_reference"] = points.index.isin(above["index"][above.shown])
+        for claim in ("above_reference", "slower_than_reference"):
+            points[claim] = points.index.isin(against["index"][against.shown & (against.claim == claim)])
     return Tables(
         trials=trials,
         points=points,

@@ -50,8 +50,7 @@ def ratio_interval(read: Page) -> tuple[str, float, float]:
 
 def causes(read: Page) -> set[str]:
     """Return the causes that are said to take efficiency away."""
-    why = [sentence for sentence in read.sentences if sentence.startswith("Why, on")]
-    return {cause for cause, (words, _) in answer._CAUSES.items() if any(f"{words} leaves" in one for one in why)}
+    return {cause for cause in CAUSES if read.points[f"{cause}_shown"].any()}
 
 
 def accused(read: Page) -> int | None:

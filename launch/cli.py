@@ -328,6 +328,8 @@ def compare(
         raise InputError(f"--tolerance: {error}") from None
     if share >= 1:
         raise InputError(f"--tolerance: {tolerance!r} is not below 100%")
+    if out and not again:
+        raise InputError("--out: is for --again alone; BASE and NEW are the folders to compare")
     if again:
         base, new = _run_in_turns(base, new, out or Path("results") / "again")
     days = [path for path in map(_home, base_again or ()) if path]
@@ -526,17 +528,21 @@ def _run_in_turns(base_file: Path, new_file: Path, out: Path) -> tuple[Path, Pat
     from scalestudy.launch.progress import Estimate, PlainLines
     from scalestudy.launch.runner import Origin, Side, pending, run_in_turns
     from scalestudy.launch.study import load_study, resolve, study_trials
-    from scalestudy.launch.yaml_file import read_text
+    from scalestudy.launch.yaml_file import environments_in, read_text
     from scalestudy.trainers.files import record_paths
 
     console = _console(stderr=True)
     sides = []
+    repeats = set()
     for name, study_file in (("base", base_file), ("new", new_file)):
         study = load_study(study_file)
         if study.launcher != "local":
             raise InputError(f"{study_file}: launcher: --again runs on this host alone, not by {study.launcher!r}")
         if study.adaptive:
             raise InputError(f"{study_file}: repeats: --again needs a number, the same for both")
+        repeats.add(study.repeats)
+        if len(repeats) > 1:
+            raise InputError(f"{study_file}: repeats: {study.repeats} is not the number of {base_file}")
         launcher = make_launcher(study.launcher, study, study_file)
         topology = launcher.capacity()
         trials = study_trials(study, study_file, resolve(study, study_file, topology))
@@ -550,8 +556,8 @@ def _run_in_turns(base_file: Path, new_file: Path, out: Path) -> tuple[Path, Pat
     with ExitStack() as held:
         for side, study_file in zip(sides, (base_file, new_file), strict=True):
             _create(console, side.folder, side.origin.study_name)
-            own = {side.folder.trial_path(trial) for trial in side.trials}
-            if others := [path for path in record_paths(side.folder.trials_path) if path.parent not in own]:
+            asked_for = {side.folder.trial_path(trial) for trial in side.trials}
+            if others := [path for path in record_paths(side.folder.trials_path) if path.parent not in asked_for]:
                 raise InputError(
                     f"{side.folder.path}: --out: holds {len(others)} record{'s' if len(others) > 1 else ''} of trials "
                     f"that {study_file} does not ask for; name another folder"
@@ -559,7 +565,17 @@ def _run_in_turns(base_file: Path, new_file: Path, out: Path) -> tuple[Path, Pat
             held.enter_context(side.folder.locked())
         command = f"compare --again {base_file} {new_file}"
         held.enter_context(_stoppable(console, command, out, sides[0].launcher, lambda: len(left())))
-        done = [record for side in sides for trial in side.trials if (record := side.folder.record(trial))]
+        done = []
+        for side, study_file in zip(sides, (base_file, new_file), strict=True):
+            own = [record for trial in side.trials if (record := side.folder.record(trial))]
+            # Which interpreters is not part of a trial.
+            asked = environments_in(side.origin.study_text)
+            if any(environments_in(record.environment.study) != asked for record in own):
+                raise InputError(
+                    f"{side.folder.path}: --out: holds records of other environments than those of {study_file}; name "
+                    "another folder"
+                )
+            done += own
         todo = left()
         _say(console, f"{sum(len(side.trials) for side in sides)} trials, {len(todo)} to run; records in {out}")
         if not todo:

@@ -88,6 +88,12 @@ def read_text(path: Path) -> str:
         raise InputError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
 
 
+def environments_in(text: str) -> object:
+    """Return the `environments` of a study's text as they were written; None where it names none."""
+    written = yaml.safe_load(text)
+    return written.get("environments") if isinstance(written, dict) else None
+
+
 def _kind(mode: int) -> str:
     kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
     return kinds.get(stat.S_IFMT(mode), "a device")

@@ -3,6 +3,7 @@
 import re
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -64,6 +65,7 @@ def folder(tmp_path: Path, make_trial: MakeTrial, make_record: MakeRecord) -> Ca
         repeats: int = 6,
         failing: int = 0,
         starts: Sequence[str] = (),
+        outcome: str = "failed",
         **changes: object,
     ) -> Path:
         out = StudyFolder(tmp_path / name)
@@ -75,7 +77,7 @@ def folder(tmp_path: Path, make_trial: MakeTrial, make_record: MakeRecord) -> Ca
             for repeat, spread in enumerate(SPREAD[:repeats]):
                 trial = make_trial(trainer=trainer, world_size=world_size, repeat=repeat)
                 if seconds is None or repeat < failing:
-                    record = make_record(trial, outcome="failed", reason="x", reports=())
+                    record = make_record(trial, outcome=outcome, reason="x", reports=())
                 else:
                     record = make_record(trial, float(seconds * (1 + spread)))
                 environment: Environment = record.environment.model_copy(
@@ -287,8 +289,11 @@ def test_a_study_measured_in_turns_is_paired_and_says_nothing_of_days(folder: Ca
     found = compare(base, later, 0.03)
     assert not found.interleaved
     assert "what another day or host changes is not in the intervals" in " ".join(summary(found))
-    found = compare(base, later, 0.03, [new])
+    earlier = folder("earlier", USUAL, starts=[f"2025-12-31T00:0{repeat}:00+00:00" for repeat in range(6)])
+    found = compare(base, later, 0.03, [earlier])
     assert "The base was measured on 2 days" in " ".join(summary(found))
+    with pytest.raises(ValueError, match=re.escape(f"{new}: --base-again: was measured on 2026-01-01, as was {base}")):
+        compare(base, later, 0.03, [earlier, new])
 
 
 def test_a_point_that_lacks_the_other_days_is_not_said_to_know_them(folder: Callable[..., Path]) -> None:
@@ -299,7 +304,37 @@ def test_a_point_that_lacks_the_other_days_is_not_said_to_know_them(folder: Call
         "torch-ddp2": 1,
         "tf-multiworker1": 1,
     }
-    assert "on 2 days, but 2 points of 3 on one alone" in " ".join(summary(found))
+    assert "on 2 days: what a day changes is in the intervals, but 2 points of 3 on fewer." in " ".join(summary(found))
+    other = folder("other", {("torch-ddp", 4): 0.1})
+    with pytest.raises(ValueError, match="--base-again: holds no point that"):
+        compare(base, new, 0.03, [other])
+
+
+def test_a_point_that_was_skipped_in_the_new_one_is_missing(folder: Callable[..., Path]) -> None:
+    base, new = folder("base", USUAL), folder("new", USUAL | {("torch-ddp", 2): None}, outcome="skipped")
+    found = compare(base, new, 0.03)
+    assert found.base_only.world_size.tolist() == [2]
+    assert found.regressed
+
+
+def test_failures_are_counted_point_by_point(folder: Callable[..., Path]) -> None:
+    """One point fails always, on both sides; the other never, and the base has more repeats of it: nothing changed."""
+    points = pd.DataFrame({"base_failed": [6, 0], "base_tried": [6, 30], "new_failed": [6, 0], "new_tried": [6, 6]})
+    same = replace(compare(folder("base", USUAL), folder("new", USUAL), 0.03), tried=points)
+    assert not same.fails_more
+    # Of 792 ways to have five of twelve fail, 6 have all of them in the new one.
+    one = points.iloc[1:].assign(base_tried=6, new_failed=5)
+    assert replace(same, tried=one).fails_more
+    # Of 66 ways to have two fail, 15.
+    assert replace(same, tried=one.assign(new_failed=2)).fails_more is False
+
+
+def test_points_of_two_launchers_in_one_folder_are_refused(folder: Callable[..., Path]) -> None:
+    base, new = folder("base", USUAL), folder("new", USUAL)
+    for path in sorted(base.glob("trials/*/record.json"))[:2]:
+        path.write_text(path.read_text().replace('"launcher":"local"', '"launcher":"slurm"'))
+    with pytest.raises(ValueError, match="by the launchers local and slurm: compare folders of one launcher each"):
+        compare(base, new, 0.03)
 
 
 def test_a_folder_is_not_compared_with_its_own_records(folder: Callable[..., Path], tmp_path: Path) -> None:
@@ -311,6 +346,10 @@ def test_a_folder_is_not_compared_with_its_own_records(folder: Callable[..., Pat
             compare(base, other, 0.03, days)
     told = CliRunner().invoke(app, ["compare", str(base), str(base)])
     assert f"{base}: is given twice" in str(told.exception)
+    # A copy beside its trial is left out, and said.
+    trial = next((base / "trials").iterdir())
+    shutil.copytree(trial, trial.with_name(f"{trial.name}.bak"))
+    assert len(compare(base, new, 0.03).points) == 3
 
 
 def test_repeats_that_start_while_another_is_under_way_are_not_in_turns() -> None:

@@ -219,6 +219,15 @@ def test_the_criteria_are_hand_worked() -> None:
     assert (row["fastest"], row["fastest_also"]) == (8, [4])
 
 
+@pytest.mark.parametrize("smaller", [[100], [60, 61, 62]])
+def test_a_size_below_the_reference_decides_nothing(smaller: list[float]) -> None:
+    points = table({1: smaller, 2: [200, 201, 199], 4: [390, 391, 389]}).assign(reference_world_size=2)
+    points["efficiency"] = points.throughput_images_per_s / points.world_size / 100
+    points["efficiency_low"] = points.efficiency.where(points.repeats > 1)
+    [row] = laws.recommendations(points, threshold=0.8).to_dict("records")
+    assert (row["efficient"], row["efficient_surely"], row["fastest"]) == (4, 4, 4)
+
+
 def test_a_size_behind_one_that_is_inefficient_is_not_efficient() -> None:
     [row] = laws.recommendations(table({1: [100, 100.5], 2: [120, 121], 4: [400, 401]}), threshold=0.8).to_dict(
         "records"

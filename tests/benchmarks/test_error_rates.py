@@ -5,7 +5,7 @@ from dataclasses import replace
 import claims
 import numpy as np
 import pytest
-from error_rates import CAUSES, Cell, cells, difference, gate, markdown, missed, planted, rate, simulated
+from error_rates import CAUSES, Cell, causes, cells, difference, gate, markdown, missed, planted, rate, simulated
 from light_records import Point, noise, study
 
 # Of every section the first, which has the fewest repeats.
@@ -64,6 +64,12 @@ def test_a_planted_cause_takes_its_tenth_and_no_other_takes_any(cause: str, rank
 def test_two_planted_causes_take_a_tenth_each() -> None:
     _, truth = planted(("load_balance", "waiting"), 8)
     assert (truth.load_balance, truth.waiting) == pytest.approx((0.9, 0.9), abs=0.005)
+
+
+def test_a_planted_cause_is_found_by_the_pages_reader() -> None:
+    found = causes(np.random.default_rng(0), ("compute_scaling",), ranks=2, repeats=6)
+    assert found["all that is planted is named"]
+    assert not found["something else is accused"]
 
 
 def test_half_the_speed_is_claimed_and_fails() -> None:

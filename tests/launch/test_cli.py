@@ -203,7 +203,19 @@ def test_two_studies_in_turns_leave_a_folder_each_and_are_compared(study: Path, 
     other.write_text(study.read_text().replace("repeats: 2", "repeats: 1"))
     refused = scalestudy("compare", "--again", study, other, "--out", tmp_path / "out")
     assert refused.returncode == 2
-    assert f"out/new: --out: holds 1 record of trials that {other} does not ask for" in refused.stderr
+    assert f"{other}: repeats: 1 is not the number of {study}" in refused.stderr
+    for changed, said in (
+        ("seed: 5", "holds 2 records of trials that"),
+        ("environments: {torch-ddp: /bin/true}", "holds records of other environments than those of"),
+    ):
+        lines = study.read_text().splitlines()
+        kept = [line for line in lines if line.partition(":")[0] != changed.partition(":")[0]]
+        other.write_text("\n".join([*kept, changed]))
+        refused = scalestudy("compare", "--again", study, other, "--out", tmp_path / "out")
+        assert refused.returncode == 2
+        assert f"out/new: --out: {said} {other}" in refused.stderr
+    plain = scalestudy("compare", tmp_path / "out/base", tmp_path / "out/new", "--out", tmp_path / "out")
+    assert (plain.returncode, "--out: is for --again alone" in plain.stderr) == (2, True)
 
 
 @pytest.mark.parametrize(
