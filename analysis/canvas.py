@@ -60,7 +60,7 @@ _STYLE: dict[Any, Any] = {
     "axes.grid": True,
     "axes.titlelocation": "left",
     "axes.titlesize": 10,
-    # Given, it is not sought above all labels, which takes a third of drawing; no offset is written where it stands.
+    # A place that is given is not searched for, which took a third of the time; an offset of numbers would stand there.
     "axes.titley": 1.0,
     "axes.formatter.useoffset": False,
     "axes.labelsize": 10,

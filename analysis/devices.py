@@ -288,7 +288,7 @@ def _use(trial: str, rank: float, node: Node, report: RankReport, track: Track) 
     seconds = ends_s - starts_s
     first, behind = np.searchsorted(track.time_s, starts_s), np.searchsorted(track.time_s, ends_s)
     between_s = np.concatenate([[0.0], np.diff(track.time_s)])
-    gained = [
+    busy_s, energy_j, throttled_s, capped_s = (
         _gained(track, sums, starts_s, ends_s)
         for sums in (
             track.busy_s,
@@ -296,8 +296,7 @@ def _use(trial: str, rank: float, node: Node, report: RankReport, track: Track) 
             np.cumsum(between_s * _held(track, sum(THROTTLE_REASONS))),
             np.cumsum(between_s * _held(track, POWER_CAP)),
         )
-    ]
-    busy_s, energy_j, throttled_s, capped_s = gained
+    )
     busy_p95 = np.full(len(spans), np.nan)
     for phase in range(len(phases)):
         busy_p95[phase] = _quantile(track.busy[first[phase] : behind[phase]], 0.95)

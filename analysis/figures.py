@@ -509,7 +509,7 @@ def laws(points: pd.DataFrame, fitted: pd.DataFrame) -> Figure:
     def draw(axes: Axes, group: pd.DataFrame) -> None:
         first = group.sort_values("world_size").iloc[0]
         colour = COLOURS[first.trainer]
-        [law] = described.merge(first[[*WORK, "series"]].to_frame().T, on=[*WORK, "series"]).itertuples()
+        [law] = described[(described[[*WORK, "series"]] == first[[*WORK, "series"]]).all(axis=1)].itertuples()
         curve, largest = law.predictions, group.world_size.max()
         past = curve[curve.world_size >= largest]
         for dashes, part, label in (

@@ -109,7 +109,8 @@ def with_devices(trials: pd.DataFrame, devices: pd.DataFrame) -> pd.DataFrame:
     """
     need(devices, ["trial", "rank", "phase", "window", "busy", "energy_j"])
     sizes = trials[["trial", "device", "world_size", "nodes"]]
-    measured = devices[devices.phase == "measure"].merge(sizes, on="trial")
+    used = ["trial", "rank", "window", "busy", "busy_p95", "sm_active", "throttled_s", "energy_j"]
+    measured = devices.loc[devices.phase == "measure", used].merge(sizes, on="trial")
     of_ranks = measured["rank"].notna()
     did = (
         measured[of_ranks & measured.window.isna()]

@@ -1,5 +1,6 @@
 """Figures are the same whatever a user has set for figures of their own, and text in them is text."""
 
+import io
 import os
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import pandas as pd
 import pytest
 
 from scalestudy.analysis import figures
-from scalestudy.analysis.canvas import as_svg, save_png
+from scalestudy.analysis.canvas import as_svg, save_png, style
 from scalestudy.analysis.metrics import POINT
 
 DRAW = """
@@ -80,3 +81,13 @@ def test_text_of_users_is_text(tmp_path: Path, name: str) -> None:
     # Nor is anything of ours a formula: with formulas off its source would be shown.
     assert "math" not in svg
     assert ">0.01<" in svg
+
+
+def test_a_figure_laid_out_alone_is_the_one_that_matplotlib_draws_twice() -> None:
+    row: dict[str, Any] = dict.fromkeys(POINT, "x") | dict.fromkeys(("trainer", "series"), "torch-ddp")
+    row |= {"workload": "cnn", "world_size": 1, "trial": "a"}
+    losses = pd.DataFrame([row | {"images": images, "loss": 0.7 / images} for images in (1, 1000)])
+    twice = io.BytesIO()
+    with style():
+        figures.loss_curves(losses).savefig(twice, format="svg", metadata={"Date": None})
+    assert as_svg(figures.loss_curves(losses)) == twice.getvalue()
