@@ -34,8 +34,8 @@ def part_times(reports: tuple[RankReport, ...]) -> dict[str, Any]:
 
     whole_s: the step, the mean over its windows of the slowest rank, since loaders give their batches in bursts.
     resident_s: that on a batch which lies on the device; exchange_s: the exchange without a step: medians over windows
-    of each window's slowest rank. resident_mean_s: the mean, as of the whole step. last_s: resident_s of the last third;
-    first_s: of the first third of the timed windows, of loaded data of the resident ones.
+    of each window's slowest rank. resident_mean_s: the mean, as of the whole step. last_s: resident_s in the last third
+    of its windows; first_s: the step in the first third of the timed windows, of loaded data of the resident ones.
     local_typical_s, local_max_s: the same with nothing exchanged, of the typical rank and of the slowest. Both are
     chosen in other windows than they are measured in, since the slowest of ranks that are alike is not slower than they
     are. Of two ranks the faster one is typical: one slow rank is no slower computing of both.
