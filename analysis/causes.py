@@ -35,8 +35,8 @@ def part_times(reports: tuple[RankReport, ...]) -> dict[str, Any]:
 
     whole_s: the step, the mean over its windows of the slowest rank, since loaders give their batches in bursts.
     resident_s: that on a batch which lies on the device; exchange_s: the exchange without a step: medians over windows
-    of each window's slowest rank. resident_mean_s: the mean, as of the whole step. moved: by which share the step is
-    longer in the last third of the resident windows than at first: in the timed ones, of loaded data the resident ones.
+    of each window's slowest rank. resident_mean_s: the mean, as of the whole step. last_s: resident_s in the last third
+    of its windows; first_s: the step in the first third of the timed windows, of loaded data of the resident ones.
     local_typical_s, local_max_s: the same with nothing exchanged, of the typical rank and of the slowest. Both are
     chosen in other windows than they are measured in, since the slowest of ranks that are alike is not slower than they
     are. Of two ranks the faster one is typical: one slow rank is no slower computing of both.
@@ -66,7 +66,8 @@ def part_times(reports: tuple[RankReport, ...]) -> dict[str, Any]:
         "whole_s": whole_s,
         "resident_s": resident_s,
         "resident_mean_s": resident_mean_s,
-        "moved": _end(resident, -1) / _end(first, 0) - 1,
+        "first_s": _end(first, 0),
+        "last_s": _end(resident, -1),
         "local_typical_s": typical_s,
         "local_max_s": max_s,
         "expected_max_s": np.nan,
@@ -127,6 +128,7 @@ def with_causes(trials: pd.DataFrame) -> pd.DataFrame:
 
         stalls         median / mean timed step, over that of the reference: what stalls of few windows cost
         single_stalls  the same of single steps with nothing exchanged, each step's slowest rank
+        moved          by which share the step got longer while it was measured, last / first - 1
         closure        whole / timed step: 1 where the parts explain the step
         exposed_s      resident - expected slowest: what the exchange adds to a step
         hidden         1 - exposed / the exchange alone; below 0 where exchanging beside computing takes longer than
@@ -138,7 +140,7 @@ def with_causes(trials: pd.DataFrame) -> pd.DataFrame:
     """
     need(trials, [*SERIES, "efficiency", "local_typical_s", "local_max_s", "resident_s", "whole_s", "exchange_s"])
     need(trials, ["expected_max_s", "step_time_s", "median_step_s", "told_processes", "resident_mean_s"])
-    need(trials, ["single_mean_s", "single_median_s"])
+    need(trials, ["single_mean_s", "single_median_s", "first_s", "last_s"])
     parts = ["local_typical_s", "local_max_s", "expected_max_s", "resident_s", "whole_s", "exchange_s"]
     typical_s, max_s, expected_s, resident_s, whole_s, exchange_s = (trials[part].astype(float) for part in parts)
     unknown = expected_s.isna() | (trials.told_processes < trials.world_size)
@@ -168,6 +170,7 @@ def with_causes(trials: pd.DataFrame) -> pd.DataFrame:
         **relative,
         **own.add_prefix("own_"),
         unexplained=unexplained,
+        moved=trials.last_s / trials.first_s.where(trials.first_s > 0) - 1,
         # Like with like: the parts of resident data are medians, the whole step on loaded data is a mean.
         closure=whole_s / trials.step_time_s.where(loaded, trials.median_step_s),
         exposed_s=exposed_s,
