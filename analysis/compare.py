@@ -180,8 +180,8 @@ def changes(
     above, from six repeats on; else unclear. detectable: the smallest loss that would be found four times in five;
     repeats_needed: how many would find the tolerance so. days: on how many the base was measured there.
     """
-    before, after = (differences.by_repeat(trials, MATCH) for trials in (base, new))
-    others = [differences.by_repeat(trials, MATCH) for trials in again]
+    before, after = (metrics.throughputs(trials, MATCH) for trials in (base, new))
+    others = [metrics.throughputs(trials, MATCH) for trials in again]
     keys = [key for key in before if key in after]
     rows = []
     for key in keys:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy.special import stdtr, stdtrit
 
 from scalestudy.analysis.intervals import CONFIDENCE, FEWEST_REPEATS, bootstrap_intervals
-from scalestudy.analysis.metrics import POINT, WORK, need
+from scalestudy.analysis.metrics import POINT, WORK, need, throughputs
 from scalestudy.analysis.power import fewest_repeats, standard_errors
 
 # A smaller difference is not worth a claim, however sure: other work, clocks and links change by as much.
@@ -135,7 +135,7 @@ def against_reference(table: pd.DataFrame, trials: pd.DataFrame) -> pd.DataFrame
     p_value. above_reference: the ratio is of throughputs per device; slower_than_reference: of throughputs.
     """
     need(table, [*POINT, "reference_world_size", "efficiency", "speedup"])
-    samples = by_repeat(trials)
+    samples = throughputs(trials)
     rows = []
     beyond = table[table.world_size > table.reference_world_size]
     for point in beyond[(beyond.efficiency > 1) | (beyond.speedup < 1)].itertuples():
@@ -158,7 +158,7 @@ def comparisons(table: pd.DataFrame, trials: pd.DataFrame) -> pd.DataFrame:
     """
     need(table, POINT)
     need(trials, [*POINT, "repeat", "started_at", "throughput_images_per_s"])
-    samples = by_repeat(trials)
+    samples = throughputs(trials)
     started = trials[trials.throughput_images_per_s.notna()].groupby(POINT).started_at.agg(["min", "max"])
     times = dict(zip(started.index, started.itertuples(index=False, name=None), strict=True))
     rows: list[dict[str, Any]] = []
@@ -241,12 +241,6 @@ def compilation(table: pd.DataFrame, trials: pd.DataFrame, compared: pd.DataFram
     low, high = bootstrap_intervals(list(groups), _break_even_steps)
     steps = [float(_break_even_steps(*group, axis=0)) for group in groups]
     return found.assign(break_even_steps=steps, break_even_low=low, break_even_high=high)
-
-
-def by_repeat(trials: pd.DataFrame, by: list[str] = POINT) -> dict[Any, pd.Series]:
-    """Return the throughputs that every point measured, each indexed by repeat."""
-    measured = trials[trials.throughput_images_per_s.notna()].set_index("repeat").sort_index()
-    return dict(iter(measured.groupby(by, sort=True).throughput_images_per_s))
 
 
 _COLUMNS = ["ratio", "ratio_low", "ratio_high", "p_value", "pairs"]

@@ -185,7 +185,7 @@ def points(trials: pd.DataFrame) -> pd.DataFrame:
     )
     if table.empty:
         return table
-    samples = throughputs(measured)
+    samples = {key: sample.to_numpy() for key, sample in throughputs(measured).items()}
     own = [samples[tuple(row)] for row in table[POINT].itertuples(index=False)]
     reference = [
         samples[(*tuple(row)[:-1], size)]
@@ -250,10 +250,10 @@ def costs(table: pd.DataFrame, given: Costs) -> pd.DataFrame:
     )
 
 
-def throughputs(trials: pd.DataFrame) -> dict[Any, NDArray[np.float64]]:
-    """Return the throughputs that the repeats of every point measured."""
-    measured = trials[trials.throughput_images_per_s.notna()]
-    return {key: group.to_numpy() for key, group in measured.groupby(POINT).throughput_images_per_s}
+def throughputs(trials: pd.DataFrame, by: list[str] = POINT) -> dict[Any, pd.Series]:
+    """Return the throughputs that every point measured, each indexed by repeat."""
+    measured = trials[trials.throughput_images_per_s.notna()].set_index("repeat").sort_index()
+    return dict(iter(measured.groupby(by, sort=True).throughput_images_per_s))
 
 
 def intervals_of(
