@@ -20,7 +20,7 @@ _CAUSES = {
         "slower computing",
         "Look for what devices share (memory bandwidth, caches, power), in strong scaling for small batches.",
     ),
-    "load_balance": ("ranks that are not alike", "Look at the slower ones: heat, other work, an older model."),
+    "load_balance": ("load imbalance between ranks", "Look at the slower ones: heat, other work, an older model."),
     "waiting": (
         "waiting for ranks that are late now and then",
         "Look for what interrupts ranks now and then: other processes, interrupts, uneven batches. A faster network "

@@ -21,7 +21,7 @@ MakeTrial = Callable[..., Trial]
 MakeRecord = Callable[..., Record]
 WORDS = {
     "compute_scaling": "slower computing",
-    "load_balance": "ranks that are not alike",
+    "load_balance": "load imbalance between ranks",
     "waiting": "waiting for ranks that are late",
     "communication": "communication that is not hidden",
     "input": "input",

@@ -196,9 +196,15 @@ def test_bands_hold_truths_that_no_law_has_exactly() -> None:
 def table(throughput: dict[int, list[float]]) -> pd.DataFrame:
     """Return the points of one series from the throughputs of its repeats."""
     rows = [
-        {**dict.fromkeys(POINT, "x"), "device": "gpu", "world_size": size, "throughput_images_per_s": value}
+        {
+            **dict.fromkeys(POINT, "x"),
+            "device": "gpu",
+            "world_size": size,
+            "throughput_images_per_s": value,
+            "repeat": repeat,
+        }
         for size, values in throughput.items()
-        for value in values
+        for repeat, value in enumerate(values)
     ]
     fixed = ["per_device_batch", "global_batch", "nodes", "step_time_s", "setup_s", "first_step_s", "measured_steps"]
     fixed += ["peak_memory_bytes", "warm_up_steady", "training_images", "throttled_share"]
