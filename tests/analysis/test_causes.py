@@ -241,7 +241,7 @@ def test_a_blip_decides_nothing(make_trial: MakeTrial, make_record: MakeRecord) 
             found.append(record)
     _, points, said = analysed(found)
     assert points.load_balance.dropna().item() == pytest.approx(1, abs=1e-6)
-    assert "not alike" not in said
+    assert "imbalance" not in said
 
 
 @pytest.mark.parametrize("slow", [4, 5])
