@@ -443,9 +443,9 @@ _CAPTIONS = {
     "efficiency": "Throughput per device over that at the reference, the smallest world size that all trainers "
     "measured. 100 % means that no device's time is lost to scaling.",
     "waterfall": "What every device could deliver, were it as at the reference, and what takes it away: "
-    "slower computing, load imbalance between ranks, waiting for whichever rank is late, communication that is not hidden "
-    "behind computing, and input. Not explained: the parts of a step against the timed step. The trial of median "
-    "efficiency at the largest world size; the factors' product is its efficiency.",
+    "slower computing, load imbalance between ranks, waiting for whichever rank is late, communication that is not "
+    "hidden behind computing, and input. Not explained: the parts of a step against the timed step. The trial of "
+    "median efficiency at the largest world size; the factors' product is its efficiency.",
     "overlap": "Medians over repeats at the largest world size. Grey: as many bytes as a step exchanges, and no step. "
     "Colour: the step with the exchange less that of the slowest rank without it. Where the colour is longer, "
     "exchanging beside computing is slower than alone: both want the same processors, memory or links.",
