@@ -23,8 +23,7 @@ _CAUSES = {
     "load_balance": ("load imbalance between ranks", "Look at the slower ones: heat, other work, an older model."),
     "waiting": (
         "waiting for ranks that are late now and then",
-        "Look for what interrupts ranks now and then: other processes, interrupts, uneven batches. A faster network "
-        "will not help.",
+        "Look for what interrupts ranks now and then: other processes, interrupts, uneven batches.",
     ),
     "communication": (
         "communication that is not hidden",
@@ -35,13 +34,15 @@ _CAUSES = {
 # Where nothing tells them apart: one process drives all devices, or a record is from before single steps were timed.
 _EITHER = (
     "communication that is not hidden, or waiting for devices that are late now and then,",
-    "Which of the two it is was not measured; a trainer with a process a device tells.",
+    "Which of the two it is was not measured: that takes a process a device, and a record of this version.",
 )
 # In the place of what to try where the ranks were not let use their CPUs: no other cause can be told from that.
 _QUOTA = (
     "A CPU quota held ranks up in {:.0%} of its periods, and all of this may come of that: raise it, or give the ranks "
     "fewer threads, and measure again."
 )
+# Of an exchange: so much more than it takes alone it must add to a step to be in the way of computing.
+_IN_THE_WAY = 0.1
 # Of a CPU quota's periods; less of them held nobody up.
 _THROTTLED = 0.01
 # Of two that cannot be compared, since what changed in between may be all the difference there is.
@@ -211,7 +212,7 @@ def _why(rows: pd.DataFrame) -> Iterator[str]:
         open_to = _does_not_add_up(row) if row.closure_off > CLOSURE_TOLERANCE else ""
         if not shown:
             unshown = f"What {trainer} loses on {devices(row.world_size)} is not shown to have any one cause."
-            yield " ".join([open_to or unshown, *_stalls(row)])
+            yield " ".join([open_to or unshown, *_slow_windows(row)])
             continue
         factors = ", ".join(
             f"{_words(row, cause)[0]} costs {1 - value:.0%} ({_between(row, cause)})" for value, cause in shown
@@ -221,12 +222,11 @@ def _why(rows: pd.DataFrame) -> Iterator[str]:
         more = [
             *(_hidden(row) if "communication" in named and pd.notna(row.waiting) else ()),
             *(_slowest(row) if "load_balance" in named else ()),
-            *([open_to] if open_to else ()),
-            *_stalls(row),
         ]
         advice = _QUOTA.format(row.throttled_share) if row.throttled_share > _THROTTLED else _words(row, worst)[1]
         each = ["Each is a share of what the others leave."] if len(shown) > 1 else []
-        yield " ".join([f"Why, on {devices(row.world_size)}, for {trainer}: {factors}.", *each, *more, advice])
+        left = [*([open_to] if open_to else ()), *_slow_windows(row)]
+        yield " ".join([f"Why, on {devices(row.world_size)}, for {trainer}: {factors}.", *each, *more, advice, *left])
 
 
 def _words(row: Any, cause: str) -> tuple[str, str]:
@@ -250,10 +250,10 @@ def _hidden(row: Any) -> Iterator[str]:
     if row.hidden > 1:
         # A share above 100 % would be noise told as a finding.
         yield f"{alone}; how much of it hides is not shown: a step with the exchange took no longer than one without."
-    elif row.hidden_high >= 0 and row.hidden <= 0:
-        yield f"{alone}; none of it is shown to hide."
-    elif row.hidden > 0:
+    elif row.hidden > 0 and row.hidden_low > 0:
         yield f"{alone}, and {share(row.hidden)} of that hides behind computing."
+    elif row.hidden > -_IN_THE_WAY or row.hidden_high >= 0:
+        yield f"{alone}; none of it is shown to hide."
     else:
         yield f"{alone} and adds {1e3 * row.exposed_s:.3g} ms: exchanging and computing stand in each other's way."
 
@@ -270,36 +270,23 @@ def _without_causes(trainer: str, line: pd.DataFrame) -> Iterator[str]:
         )
 
 
-def _stalls(row: Any) -> Iterator[str]:
-    """Say how much of what no cause holds comes of a few windows that are far longer than the median one."""
-    if not max(row.unexplained, row.stalls) < 1 - LEAST_LOSS:
+def _slow_windows(row: Any) -> Iterator[str]:
+    """Say what no cause holds where a few windows took longer than the median one, in most repeats."""
+    if not max(row.unexplained, row.slow_windows) < 1 - LEAST_LOSS:
         return
     yield (
-        "Rare stalls: a few windows that took far longer than the others make the mean timed step "
-        f"{1 / max(row.unexplained, row.stalls) - 1:.0%} longer, and no cause holds that."
+        f"No cause holds {1 - row.unexplained:.0%}: a few windows took longer, which makes the mean timed step "
+        f"{1 / row.slow_windows - 1:.0%} longer than the median one. Something slows all ranks now and then; whether "
+        "that is a rank, the network or the input is not shown."
     )
-    if row.single_stalls < 1 - LEAST_LOSS:
-        yield (
-            "Steps with nothing exchanged stall too: ranks do, not the network. Look for what stops a rank now and "
-            "then; all others wait for it."
-        )
-    else:
-        yield (
-            "A rank or the network stops now and then, which all wait for; which of them is not shown. Time more "
-            "windows to see more of it."
-        )
 
 
 def _slowest(row: Any) -> Iterator[str]:
+    often = f"in {row.slowest_times:.0f} of {row.slowest_of} repeats"
     if row.slowest_recurs:
-        who = f"rank {row.slowest_rank:.0f} on {row.slowest_host}"
-        yield f"The slowest alone is {who}, in {row.slowest_times:.0f} of {row.slowest_of} repeats."
-    elif row.slowest_times > row.slowest_of / 2:
-        often = f"{row.slowest_times:.0f} of {row.slowest_of} repeats"
-        chance = f"by chance in {row.slowest_chance:.0%} of studies"
-        yield f"Which rank is the slowest is not shown: one is in {often}, as it would be {chance}."
+        yield f"Stepping alone, rank {row.slowest_rank:.0f} on {row.slowest_host} is the slowest {often}."
     else:
-        yield f"The slowest alone changes: no rank is in more than {row.slowest_times:.0f} of {row.slowest_of} repeats."
+        yield f"Stepping alone, no rank is the slowest more often than {often}: it changes, or several are alike."
 
 
 def _between(row: Any, cause: str) -> str:

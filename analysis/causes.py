@@ -35,14 +35,12 @@ def part_times(reports: tuple[RankReport, ...]) -> dict[str, Any]:
 
     whole_s: the step, the mean over its windows of the slowest rank, since loaders give their batches in bursts.
     resident_s: that on a batch which lies on the device; exchange_s: the exchange without a step: medians over windows
-    of each window's slowest rank. resident_mean_s: the mean, as of the whole step. last_s: resident_s in the last third
-    of its windows; first_s: the step in the first third of the timed windows, of loaded data of the resident ones.
+    of each window's slowest rank. resident_mean_s: the mean, as of the whole step.
     local_typical_s, local_max_s: the same with nothing exchanged, of the typical rank and of the slowest. Both are
     chosen in other windows than they are measured in, since the slowest of ranks that are alike is not slower than they
     are. Of two ranks the faster one is typical: one slow rank is no slower computing of both.
     expected_max_s: the local step of whichever rank is the slowest in it, see `slowest_of_steps`; no more than a
-    resident step takes, and no less than the slowest rank's. single_mean_s, single_median_s: over single local steps,
-    of each step's slowest rank.
+    resident step takes, and no less than the slowest rank's.
     """
     if not all(report.local_windows and report.resident_windows for report in reports):
         return {}
@@ -51,12 +49,6 @@ def part_times(reports: tuple[RankReport, ...]) -> dict[str, Any]:
         for windows in ([report.resident_windows for report in reports], [report.local_windows for report in reports])
     )
     resident_s = float(median(resident.max(axis=0)))
-    # Of loaded data the timed step holds the input too.
-    first = (
-        resident
-        if any(report.whole_windows for report in reports)
-        else _step_times([report.windows for report in reports])
-    )
     resident_mean_s = float(np.max([_mean_step_s(report.resident_windows) for report in reports]))
     whole_s = resident_s
     if any(report.whole_windows for report in reports):
@@ -66,13 +58,9 @@ def part_times(reports: tuple[RankReport, ...]) -> dict[str, Any]:
         "whole_s": whole_s,
         "resident_s": resident_s,
         "resident_mean_s": resident_mean_s,
-        "first_s": _end(first, 0),
-        "last_s": _end(resident, -1),
         "local_typical_s": typical_s,
         "local_max_s": max_s,
         "expected_max_s": np.nan,
-        "single_mean_s": np.nan,
-        "single_median_s": np.nan,
         "exchange_s": np.nan,
         "exchanged_bytes": reports[0].exchanged_bytes,
         "slowest_rank": reports[slowest].rank.rank,
@@ -80,8 +68,6 @@ def part_times(reports: tuple[RankReport, ...]) -> dict[str, Any]:
     }
     if all(report.local_step_times_s for report in reports):
         steps_s = np.array([report.local_step_times_s for report in reports])
-        last_s = steps_s.max(axis=0)
-        found |= {"single_mean_s": float(last_s.mean()), "single_median_s": float(median(last_s))}
         slowest_s = float(median(local.mean(axis=0))) * slowest_of_steps(steps_s)
         # Single steps end with the host idle: what jitters there may hide in a row of steps.
         found["expected_max_s"] = max(max_s, min(slowest_s, resident_s))
@@ -126,9 +112,7 @@ def with_causes(trials: pd.DataFrame) -> pd.DataFrame:
     where one process drives all devices, and waiting where no single steps were timed: communication holds what is lost
     to them.
 
-        stalls         median / mean timed step, over that of the reference: what stalls of few windows cost
-        single_stalls  the same of single steps with nothing exchanged, each step's slowest rank
-        moved          by which share the step got longer while it was measured, last / first - 1
+        slow_windows   median / mean timed step, over that of the reference: what few windows cost that took longer
         closure        whole / timed step: 1 where the parts explain the step
         exposed_s      resident - expected slowest: what the exchange adds to a step
         hidden         1 - exposed / the exchange alone; below 0 where exchanging beside computing takes longer than
@@ -140,7 +124,6 @@ def with_causes(trials: pd.DataFrame) -> pd.DataFrame:
     """
     need(trials, [*SERIES, "efficiency", "local_typical_s", "local_max_s", "resident_s", "whole_s", "exchange_s"])
     need(trials, ["expected_max_s", "step_time_s", "median_step_s", "told_processes", "resident_mean_s"])
-    need(trials, ["single_mean_s", "single_median_s", "first_s", "last_s"])
     parts = ["local_typical_s", "local_max_s", "expected_max_s", "resident_s", "whole_s", "exchange_s"]
     typical_s, max_s, expected_s, resident_s, whole_s, exchange_s = (trials[part].astype(float) for part in parts)
     unknown = expected_s.isna() | (trials.told_processes < trials.world_size)
@@ -153,8 +136,7 @@ def with_causes(trials: pd.DataFrame) -> pd.DataFrame:
             "waiting": max_s / expected_s,
             "communication": expected_s / resident_s,
             "input": trials.resident_mean_s.astype(float).where(loaded, resident_s) / whole_s,
-            "stalls": trials.median_step_s / trials.step_time_s,
-            "single_stalls": (trials.single_median_s / trials.single_mean_s).astype(float),
+            "slow_windows": trials.median_step_s / trials.step_time_s,
         }
     )
     at_reference = trials.world_size == trials.reference_world_size
@@ -170,7 +152,6 @@ def with_causes(trials: pd.DataFrame) -> pd.DataFrame:
         **relative,
         **own.add_prefix("own_"),
         unexplained=unexplained,
-        moved=trials.last_s / trials.first_s.where(trials.first_s > 0) - 1,
         # Like with like: the parts of resident data are medians, the whole step on loaded data is a mean.
         closure=whole_s / trials.step_time_s.where(loaded, trials.median_step_s),
         exposed_s=exposed_s,
@@ -185,12 +166,10 @@ def with_factors(table: pd.DataFrame, trials: pd.DataFrame) -> pd.DataFrame:
     """Add to every point its factors, each with _low, _high and _p_value, and medians of what else `with_causes` adds.
 
     A factor is the geometric mean over repeats of the trial's own over that of the reference in the same repeat, which
-    ran within the same minutes. drifted: by how much more or less the step moved while it was measured than at the
-    reference, a median. Its interval is Student's t on the logarithms, the p-value that of a one-sided test of
+    ran within the same minutes. Its interval is Student's t on the logarithms, the p-value that of a one-sided test of
     a loss. closure_off: how far the parts are from explaining the step, here or at the reference, the larger of both.
     slowest_rank and slowest_host: that which most often is, in slowest_times of the slowest_of repeats that tell;
-    slowest_chance: see `by_chance`; slowest_recurs: it is in most of them, and more often than by chance. stalls,
-    single_stalls, unexplained: geometric means.
+    slowest_chance: see `by_chance`; slowest_recurs: chance would not have it so often.
     """
     need(table, POINT)
     if table.empty:
@@ -206,48 +185,42 @@ def with_factors(table: pd.DataFrame, trials: pd.DataFrame) -> pd.DataFrame:
         "most_s",
         "resident_s",
         "together",
-        "moved",
+        "slow_windows",
+        "unexplained",
     ]
     added: dict[str, Any] = {name: groups[name].median().to_numpy() for name in [*medians, "closure", "own_waiting"]}
     added["hidden_low"], added["hidden_high"] = intervals_of(measured, table, "hidden")
-    for name in ("stalls", "single_stalls", "unexplained"):
-        added[name] = np.exp(np.log(measured[name].astype(float)).groupby([measured[key] for key in POINT]).mean())
-        added[name] = added[name].to_numpy()
     added["slowest_of"] = groups.slowest_rank.count().to_numpy()
     slowest = measured[[*POINT, "slowest_rank", "slowest_host"]].value_counts(sort=True).reset_index()
     found = table.assign(**added).merge(
         slowest.drop_duplicates(POINT).rename(columns={"count": "slowest_times"}), on=POINT, how="left"
     )
-    found["slowest_chance"] = by_chance(found.slowest_times, found.slowest_of, found.world_size)
-    most = found.slowest_times > found.slowest_of / 2
-    found["slowest_recurs"] = most & (found.slowest_chance <= _BY_CHANCE)
+    found["slowest_chance"] = by_chance(found.slowest_times, found.slowest_of)
+    found["slowest_recurs"] = found.slowest_chance <= _BY_CHANCE
     at_reference = found[found.world_size == found.reference_world_size]
-    of_reference = at_reference.set_index(SERIES)[["closure", "moved"]]
-    found = found.join(of_reference.add_prefix("reference_"), on=SERIES)
+    found = found.join(at_reference.set_index(SERIES).closure.rename("reference_closure"), on=SERIES)
     off = (found[["closure", "reference_closure"]] - 1).abs().max(axis=1, skipna=False)
-    drifted = (found.moved - found.reference_moved).abs()
-    return found.assign(closure_off=off, drifted=drifted, **_factors(found, measured))
+    return found.assign(closure_off=off, **_factors(found, measured))
 
 
-def by_chance(times: ArrayLike, repeats: ArrayLike, ranks: ArrayLike) -> Values:
-    """Return the probability that of ranks that are alike some rank is the slowest in so many repeats or more.
+def by_chance(times: ArrayLike, repeats: ArrayLike) -> Values:
+    """Return the probability that of two ranks that are equally slow one is the slowest in so many repeats or more.
 
-    The binomial tail of one rank times all ranks, since the one that most often is was chosen (Bonferroni).
+    The binomial tail of either, twice, since the one that most often is was chosen. Of more ranks that are alike none
+    is so often the slowest.
     """
-    times, repeats, ranks = (np.asarray(values, dtype=np.float64) for values in (times, repeats, ranks))
-    found: Values = np.minimum(1, ranks * binom.sf(times - 1, repeats, 1 / ranks))
+    times, repeats = (np.asarray(values, dtype=np.float64) for values in (times, repeats))
+    found: Values = np.minimum(1, 2 * binom.sf(times - 1, repeats, 0.5))
     return found
 
 
 def claims(table: pd.DataFrame) -> pd.DataFrame:
     """Return a row a cause of each series' largest world size: index of the point, cause, ratio, p_value, least_loss.
 
-    A loss is named from `LEAST_LOSS` on, where the parts do not explain the step from what they leave open on, and none
-    that is smaller than what the step drifted by while it was measured.
+    A loss is named from `LEAST_LOSS` on, and where the parts do not explain the step, from what they leave open.
     """
     largest = table[_at_largest(table)]
     least = largest.closure_off.where(largest.closure_off > CLOSURE_TOLERANCE, LEAST_LOSS)
-    least = np.maximum(least, largest.drifted)
     parts = [
         pd.DataFrame({"ratio": largest[cause], "p_value": largest[f"{cause}_p_value"], "least_loss": least}).assign(
             cause=cause
@@ -268,6 +241,10 @@ def _factors(table: pd.DataFrame, measured: pd.DataFrame) -> dict[str, Values]:
     """Return every factor of every point with its interval and p-value; none at the reference."""
     names = [f"own_{cause}" for cause in CAUSES]
     logs = measured[[*POINT, "repeat"]].join(np.log(measured[names].astype(float)))
+    # Where some repeats tell waiting from communication, those that do not tell nothing of either.
+    series = [logs[column] for column in SERIES]
+    tells = logs.own_waiting.notna()
+    logs.loc[tells.groupby(series).transform("any") & ~tells, "own_communication"] = np.nan
     at_reference = logs[measured.world_size == measured.reference_world_size].drop(columns="world_size")
     paired = logs.merge(at_reference, on=[*SERIES, "repeat"], suffixes=("", "_reference"))
     found: dict[str, Values] = {}
@@ -304,11 +281,6 @@ def _step_times(windows: Sequence[tuple[Window, ...]]) -> Values:
     """Return seconds a step, ranks × windows; as many windows as every rank has."""
     shortest = min(map(len, windows))
     return np.array([[(window.end_s - window.start_s) / window.steps for window in own[:shortest]] for own in windows])
-
-
-def _end(times_s: Values, which: int) -> float:
-    """Return the median step of the slowest rank in the first third of the windows (0), or in the last (-1)."""
-    return float(np.median(np.array_split(times_s.max(axis=0), min(3, times_s.shape[1]))[which]))
 
 
 def _mean_step_s(windows: Sequence[Window]) -> float:

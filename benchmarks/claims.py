@@ -55,7 +55,7 @@ def causes(read: Page) -> set[str]:
 
 def accused(read: Page) -> int | None:
     """Return the rank that is said to be slow, if one is."""
-    found = [re.search(r"The slowest alone is rank (\d+)", sentence) for sentence in read.sentences]
+    found = [re.search(r"Stepping alone, rank (\d+) on", sentence) for sentence in read.sentences]
     return next((int(one.group(1)) for one in found if one), None)
 
 
