@@ -6,7 +6,8 @@ from typing import Any
 import pandas as pd
 
 from scalestudy.analysis.causes import CAUSES, CLOSURE_TOLERANCE, LEAST_LOSS
-from scalestudy.analysis.intervals import FEWEST_REPEATS, level, ratio_coverage
+from scalestudy.analysis.differences import LEAST_DIFFERENCE
+from scalestudy.analysis.intervals import CONFIDENCE, FEWEST_REPEATS, level, ratio_coverage
 from scalestudy.analysis.metrics import WORK, devices, headings
 from scalestudy.analysis.shares import ratio, share
 
@@ -137,9 +138,11 @@ def _pair(size: int, row: Any) -> str:
         return f"{place}, {row.faster} ran {row.ratio:.2f}× as fast as {row.slower}, but {_too_few(row.repeats)}."
     if not row.in_turns:
         return f"{place}, {row.faster} and {row.slower} {_AT_OTHER_TIMES}."
+    alone = " Alone that would be a difference; among all that this page claims it is not enough."
+    beyond = row.p_value <= 1 - CONFIDENCE and row.ratio > 1 + LEAST_DIFFERENCE
     return (
         f"{place}, no difference is shown between {row.faster} and {row.slower}: {row.faster} ran {row.ratio:.2f}× as "
-        f"fast ({interval})."
+        f"fast ({interval}).{alone if beyond else ''}"
     )
 
 

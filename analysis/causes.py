@@ -170,6 +170,7 @@ def with_factors(table: pd.DataFrame, trials: pd.DataFrame) -> pd.DataFrame:
     a loss. closure_off: how far the parts are from explaining the step, here or at the reference, the larger of both.
     slowest_rank and slowest_host: that which most often is, in slowest_times of the slowest_of repeats that tell;
     slowest_chance: see `by_chance`; slowest_recurs: chance would not have it so often.
+    unexplained: the point's efficiency over the product of its factors.
     """
     need(table, POINT)
     if table.empty:
@@ -186,7 +187,6 @@ def with_factors(table: pd.DataFrame, trials: pd.DataFrame) -> pd.DataFrame:
         "resident_s",
         "together",
         "slow_windows",
-        "unexplained",
     ]
     added: dict[str, Any] = {name: groups[name].median().to_numpy() for name in [*medians, "closure", "own_waiting"]}
     added["hidden_low"], added["hidden_high"] = intervals_of(measured, table, "hidden")
@@ -200,7 +200,10 @@ def with_factors(table: pd.DataFrame, trials: pd.DataFrame) -> pd.DataFrame:
     at_reference = found[found.world_size == found.reference_world_size]
     found = found.join(at_reference.set_index(SERIES).closure.rename("reference_closure"), on=SERIES)
     off = (found[["closure", "reference_closure"]] - 1).abs().max(axis=1, skipna=False)
-    return found.assign(closure_off=off, **_factors(found, measured))
+    found = found.assign(closure_off=off, **_factors(found, measured))
+    # Where one process drives all devices, communication holds what is not told of waiting and balance.
+    product = found[list(CAUSES)].fillna(1).prod(axis=1).where(found.compute_scaling.notna())
+    return found.assign(unexplained=found.efficiency / product)
 
 
 def by_chance(times: ArrayLike, repeats: ArrayLike) -> Values:
@@ -219,7 +222,7 @@ def claims(table: pd.DataFrame) -> pd.DataFrame:
 
     A loss is named from `LEAST_LOSS` on, and where the parts do not explain the step, from what they leave open.
     """
-    largest = table[_at_largest(table)]
+    largest = table[at_largest(table)]
     least = largest.closure_off.where(largest.closure_off > CLOSURE_TOLERANCE, LEAST_LOSS)
     parts = [
         pd.DataFrame({"ratio": largest[cause], "p_value": largest[f"{cause}_p_value"], "least_loss": least}).assign(
@@ -265,13 +268,13 @@ def _factors(table: pd.DataFrame, measured: pd.DataFrame) -> dict[str, Values]:
 
 
 def decomposed(trials: pd.DataFrame) -> pd.DataFrame:
-    """Return a trial of each series at its largest world size: that of median efficiency, so that its causes add up."""
-    largest = trials[_at_largest(trials) & trials.compute_scaling.notna()]
+    """Return a trial of each series at its largest world size, an example: that of median efficiency."""
+    largest = trials[at_largest(trials) & trials.compute_scaling.notna()]
     rows = [group.sort_values("efficiency").iloc[(len(group) - 1) // 2] for _, group in largest.groupby(SERIES)]
     return pd.DataFrame(rows, columns=trials.columns)
 
 
-def _at_largest(rows: pd.DataFrame) -> pd.Series:
+def at_largest(rows: pd.DataFrame) -> pd.Series:
     """Return which rows are of their series' largest world size, beyond its reference."""
     largest = rows.world_size == rows.groupby(SERIES).world_size.transform("max")
     return largest & (rows.world_size > rows.reference_world_size)

@@ -115,8 +115,8 @@ def efficiency(points: pd.DataFrame, trials: pd.DataFrame) -> Figure:
     )
 
 
-def waterfall(trials: pd.DataFrame) -> Figure:
-    """Draw how efficiency comes down from 100 % to what was measured, a bar a cause."""
+def waterfall(points: pd.DataFrame) -> Figure:
+    """Draw how efficiency comes down from 100 % to what was measured, a bar a cause, of every point given."""
 
     def draw(axes: Axes, rows: pd.DataFrame) -> None:
         row = rows.iloc[0]
@@ -132,7 +132,8 @@ def waterfall(trials: pd.DataFrame) -> Figure:
             axes.bar(place, before - after, bottom=after, color=colour, width=0.7)
             axes.plot([place - 1.35, place + 0.35], [before, before], color="#555555", linewidth=0.8)
             axes.annotate(
-                f"{100 * (after - before):+.1f}",
+                # Not -0.0.
+                f"{round(100 * (after - before), 1) + 0.0:+.1f}",
                 (place, max(before, after)),
                 xytext=(0, 3),
                 textcoords="offset points",
@@ -159,7 +160,7 @@ def waterfall(trials: pd.DataFrame) -> Figure:
         axes.grid(visible=False, axis="x")
 
     title = "Where the time goes: what takes efficiency from 100 % down to what was measured (in points of 100)"
-    return _panels(trials, title, draw, by=("series",), width=5.6)
+    return _panels(points, title, draw, by=("series",), width=5.6)
 
 
 def overlap(points: pd.DataFrame) -> Figure:
@@ -857,6 +858,8 @@ def _write_ends(axes: Axes, ends: list[tuple[float, float, str]], written: Calla
             fontweight="bold",
             # Another trainer's line may run on behind it.
             bbox=_ON_WHITE,
+            # And dots of repeats.
+            zorder=5,
             annotation_clip=False,
         )
 

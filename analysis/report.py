@@ -266,9 +266,10 @@ def _draw(found: Frames, made: Tables, fitted: pd.DataFrame, trials_path: Path) 
 
 def _draw_causes(found: Frames, trials: pd.DataFrame, points: pd.DataFrame) -> dict[str, Figure]:
     decomposed = causes.decomposed(trials)
+    explained = points[causes.at_largest(points) & points.compute_scaling.notna()]
+    drawn = {"waterfall": figures.waterfall(explained)} if len(explained) else {}
     if decomposed.empty:
-        return {}
-    drawn = {"waterfall": figures.waterfall(decomposed)}
+        return drawn
     exchanged = points[points.exchange_s.notna()]
     if len(exchanged):
         drawn["overlap"] = figures.overlap(exchanged)
@@ -444,14 +445,14 @@ _CAPTIONS = {
     "measured. 100 % means that no device's time is lost to scaling.",
     "waterfall": "What every device could deliver, were it as at the reference, and what takes it away: "
     "slower computing, load imbalance between ranks, waiting for whichever rank is late, communication that is not "
-    "hidden behind computing, and input. Not explained: the parts of a step against the timed step. The trial of "
-    "median efficiency at the largest world size; the factors' product is its efficiency.",
+    "hidden behind computing, and input. Not explained: what the factors' product lacks to the efficiency. "
+    "At the largest world size, the factors of the table.",
     "overlap": "Medians over repeats at the largest world size. Grey: as many bytes as a step exchanges, and no step. "
     "Colour: the step with the exchange less that of the slowest rank without it. Where the colour is longer, "
     "exchanging beside computing is slower than alone: both want the same processors, memory or links.",
-    "stragglers": "The waterfall's trials. Local steps, timed one by one, all ranks beginning together; last: how "
-    "often a rank's was the longest. Lost to waiting: each step's slowest rank against the rank that is slowest for "
-    "long. Lost to stepping together: that and lasting differences and all communication that is not hidden.",
+    "stragglers": "The trials of median efficiency. Local steps, timed one by one, all ranks beginning together; last: "
+    "how often a rank's was the longest. Lost to waiting: each step's slowest rank against the rank that is slowest "
+    "for long. Lost to stepping together: that and lasting differences and all communication that is not hidden.",
     "collectives": "scalestudy collectives: medians over repeats of the slowest rank. Bus bandwidth is size / time × "
     "2 (n − 1) / n: what every link of a ring carries. Sizes in powers of 1024.",
     "throughput_per_device": "The same in absolute terms: a trainer that scales badly from a high start "

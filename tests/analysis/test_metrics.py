@@ -182,6 +182,20 @@ def test_noise_alone_shows_no_difference(make_trial: MakeTrial, make_record: Mak
     )
 
 
+def test_what_would_be_a_difference_alone_is_said_to_be_none_among_many(
+    make_trial: MakeTrial, make_record: MakeRecord
+) -> None:
+    """A mean log ratio of 0.02 with t = 2.8 of five degrees: p is 0.038 alone, and twice that among two claims."""
+    near = (0.1 * np.exp(0.02 + 0.016 * np.array([1, -1, 1, -1, 1, -1]))).tolist()
+    step_s = {("torch-ddp", 1): [0.1] * 6, ("tf-multiworker", 1): near}
+    for claims, said in ((1, "On 1 device, torch-ddp is 1.02×"), (2, "Alone that would be a difference; among all")):
+        if claims == 2:
+            step_s |= {("torch-ddp", 2): [0.1, 0.101] * 3, ("tf-multiworker", 2): [0.101, 0.1] * 3}
+        _, trials, points = analysed(study(make_trial, make_record, step_s))
+        [(_, [sentence, *_])] = sentences_of(points, trials)
+        assert said in sentence
+
+
 @pytest.mark.parametrize(
     ("repeats", "word"), [(1, "one repeat shows"), (2, "two repeats show"), (5, "five repeats show")]
 )
