@@ -97,9 +97,10 @@ def _against_fastest(rows: pd.DataFrame) -> tuple[str, pd.DataFrame]:
 
 def _ranking(size: int, fastest: str, rows: pd.DataFrame) -> str:
     """Return one sentence on the fastest of several series against every other."""
-    few = rows.repeats < FEWEST_REPEATS
+    apart = ~rows.in_turns & (rows.repeats > 1)
+    few = (rows.repeats < FEWEST_REPEATS) & ~apart
     beaten, ahead = rows[rows.shown & (rows.ratio > 1)], rows[rows.shown & (rows.ratio < 1)]
-    unshown = rows[~rows.shown & ~few & rows.in_turns]
+    unshown = rows[~rows.shown & ~few & ~apart]
     shown = [
         f"{row.ratio:.2f}× as fast as {row.slower} ({row.ratio_low:.2f}–{row.ratio_high:.2f}×)"
         for row in beaten.head(_MOST_NAMED).itertuples()
@@ -125,8 +126,9 @@ def _ranking(size: int, fastest: str, rows: pd.DataFrame) -> str:
             f"{row.slower} ran {1 / row.ratio:.2f}× as fast as {fastest}, but {_too_few(repeats)}"
             for row in ran[ran.ratio < 1].itertuples()
         ]
-    apart = rows.slower[~few & ~rows.in_turns].head(_MOST_NAMED)
-    said += [f"{fastest} and {other} {_AT_OTHER_TIMES}" for other in apart]
+    said += [f"{fastest} and {other} {_AT_OTHER_TIMES}" for other in rows.slower[apart].head(_MOST_NAMED)]
+    if apart.sum() > _MOST_NAMED:
+        said.append(f"nor is {fastest} compared with {apart.sum() - _MOST_NAMED} more")
     return f"On {devices(size)}, {'; '.join(said)}." + (" In brackets 95 % intervals." if shown or alike else "")
 
 
@@ -134,10 +136,10 @@ def _pair(size: int, row: Any) -> str:
     place, interval = f"On {devices(size)}", f"95 % interval {row.ratio_low:.2f}–{row.ratio_high:.2f}×"
     if row.shown:
         return f"{place}, {row.faster} is {row.ratio:.2f}× as fast as {row.slower} ({interval})."
+    if not row.in_turns and row.repeats > 1:
+        return f"{place}, {row.faster} and {row.slower} {_AT_OTHER_TIMES}."
     if row.repeats < FEWEST_REPEATS:
         return f"{place}, {row.faster} ran {row.ratio:.2f}× as fast as {row.slower}, but {_too_few(row.repeats)}."
-    if not row.in_turns:
-        return f"{place}, {row.faster} and {row.slower} {_AT_OTHER_TIMES}."
     alone = " Alone that would be a difference; among all that this page claims it is not enough."
     beyond = row.p_value <= 1 - CONFIDENCE and row.ratio > 1 + LEAST_DIFFERENCE
     return (
@@ -275,21 +277,26 @@ def _without_causes(trainer: str, line: pd.DataFrame) -> Iterator[str]:
 
 def _slow_windows(row: Any) -> Iterator[str]:
     """Say what no cause holds where a few windows took longer than the median one, in most repeats."""
-    if not max(row.unexplained, row.slow_windows) < 1 - LEAST_LOSS:
+    lost = 1 - max(row.unexplained, row.slow_windows)
+    if not lost > LEAST_LOSS:
         return
     yield (
-        f"No cause holds {1 - row.unexplained:.0%}: a few windows took longer, which makes the mean timed step "
-        f"{1 / row.slow_windows - 1:.0%} longer than the median one. Something slows all ranks now and then; whether "
-        "that is a rank, the network or the input is not shown."
+        f"At least {lost:.0%} more is lost in a few windows that took longer than the others, and no cause holds that. "
+        "Something slows all ranks now and then; whether that is a rank, the network or the input is not shown."
     )
 
 
 def _slowest(row: Any) -> Iterator[str]:
-    often = f"in {row.slowest_times:.0f} of {row.slowest_of} repeats"
+    who, times, repeats = f"rank {row.slowest_rank:.0f} on {row.slowest_host}", row.slowest_times, row.slowest_of
     if row.slowest_recurs:
-        yield f"Stepping alone, rank {row.slowest_rank:.0f} on {row.slowest_host} is the slowest {often}."
+        yield f"Stepping alone, {who} is the slowest in {times:.0f} of {repeats} repeats."
+    elif times == repeats:
+        yield f"Stepping alone, {who} is the slowest in all {repeats} repeats, too few to rule out chance."
     else:
-        yield f"Stepping alone, no rank is the slowest more often than {often}: it changes, or several are alike."
+        yield (
+            f"Stepping alone, no rank is the slowest more often than in {times:.0f} of {repeats} repeats: it changes, "
+            "or several are alike."
+        )
 
 
 def _between(row: Any, cause: str) -> str:

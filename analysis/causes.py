@@ -25,6 +25,8 @@ CLOSURE_TOLERANCE = 0.05
 _MOST_PARTS = 12
 # Windows are neighbours where less than such a part of all lies between them.
 _NEAR = 6
+# Two repeats may agree by chance alone.
+_FEWEST_PAIRS = 3
 # So often chance may have a rank be the slowest in as many repeats as the one that is named.
 _BY_CHANCE = 0.05
 _QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -169,7 +171,7 @@ def with_factors(table: pd.DataFrame, trials: pd.DataFrame) -> pd.DataFrame:
     ran within the same minutes. Its interval is Student's t on the logarithms, the p-value that of a one-sided test of
     a loss. closure_off: how far the parts are from explaining the step, here or at the reference, the larger of both.
     slowest_rank and slowest_host: that which most often is, in slowest_times of the slowest_of repeats that tell;
-    slowest_chance: see `by_chance`; slowest_recurs: chance would not have it so often.
+    slowest_recurs: chance would not have it so often, see `by_chance`.
     unexplained: the point's efficiency over the product of its factors.
     """
     need(table, POINT)
@@ -195,8 +197,7 @@ def with_factors(table: pd.DataFrame, trials: pd.DataFrame) -> pd.DataFrame:
     found = table.assign(**added).merge(
         slowest.drop_duplicates(POINT).rename(columns={"count": "slowest_times"}), on=POINT, how="left"
     )
-    found["slowest_chance"] = by_chance(found.slowest_times, found.slowest_of)
-    found["slowest_recurs"] = found.slowest_chance <= _BY_CHANCE
+    found["slowest_recurs"] = by_chance(found.slowest_times, found.slowest_of) <= _BY_CHANCE
     at_reference = found[found.world_size == found.reference_world_size]
     found = found.join(at_reference.set_index(SERIES).closure.rename("reference_closure"), on=SERIES)
     off = (found[["closure", "reference_closure"]] - 1).abs().max(axis=1, skipna=False)
@@ -209,8 +210,8 @@ def with_factors(table: pd.DataFrame, trials: pd.DataFrame) -> pd.DataFrame:
 def by_chance(times: ArrayLike, repeats: ArrayLike) -> Values:
     """Return the probability that of two ranks that are equally slow one is the slowest in so many repeats or more.
 
-    The binomial tail of either, twice, since the one that most often is was chosen. Of more ranks that are alike none
-    is so often the slowest.
+    The binomial tail of either, twice, since the one that most often is was chosen. With more ranks that are alike this
+    is rarer still.
     """
     times, repeats = (np.asarray(values, dtype=np.float64) for values in (times, repeats))
     found: Values = np.minimum(1, 2 * binom.sf(times - 1, repeats, 0.5))
@@ -244,10 +245,9 @@ def _factors(table: pd.DataFrame, measured: pd.DataFrame) -> dict[str, Values]:
     """Return every factor of every point with its interval and p-value; none at the reference."""
     names = [f"own_{cause}" for cause in CAUSES]
     logs = measured[[*POINT, "repeat"]].join(np.log(measured[names].astype(float)))
-    # Where some repeats tell waiting from communication, those that do not tell nothing of either.
-    series = [logs[column] for column in SERIES]
+    # Where some repeats of a point tell waiting from communication, those that do not tell nothing of either.
     tells = logs.own_waiting.notna()
-    logs.loc[tells.groupby(series).transform("any") & ~tells, "own_communication"] = np.nan
+    logs.loc[tells.groupby([logs[column] for column in POINT]).transform("any") & ~tells, "own_communication"] = np.nan
     at_reference = logs[measured.world_size == measured.reference_world_size].drop(columns="world_size")
     paired = logs.merge(at_reference, on=[*SERIES, "repeat"], suffixes=("", "_reference"))
     found: dict[str, Values] = {}
@@ -261,7 +261,7 @@ def _factors(table: pd.DataFrame, measured: pd.DataFrame) -> dict[str, Values]:
             # Of values that agree to the last digit a spread of nothing would prove anything.
             error = np.maximum(deviation, 1e-9) / np.sqrt(count)
             half = t.ppf((1 + CONFIDENCE) / 2, count - 1) * error
-            found[f"{cause}_p_value"] = t.cdf(mean / error, count - 1)
+            found[f"{cause}_p_value"] = np.where(count < _FEWEST_PAIRS, np.nan, t.cdf(mean / error, count - 1))
         found[cause] = np.exp(mean)
         found[f"{cause}_low"], found[f"{cause}_high"] = np.exp(mean - half), np.exp(mean + half)
     return found

@@ -132,7 +132,7 @@ def _checked(sides: Sequence[pd.DataFrame], folders: Sequence[Path]) -> None:
         shared = len(one[record].drop_duplicates().merge(other[record].drop_duplicates(), on=record))
         if shared:
             raise ValueError(
-                f"{here}: holds {_count(shared, 'record')} that {there} holds, too: what was measured once tells "
+                f"{here}: holds {_count(shared, 'record')} that {there} also holds: what was measured once tells "
                 "nothing of what changed"
             )
     for folder, trials in zip(folders, measured, strict=True):
@@ -216,6 +216,8 @@ def changes(
     [points] = differences.judged(points, least=min(differences.LEAST_DIFFERENCE, tolerance))
     sure = differences.holm(points.p_past.to_numpy(np.float64)) <= 1 - intervals.CONFIDENCE
     enough = points[["base_repeats", "new_repeats"]].min(axis=1) >= intervals.FEWEST_REPEATS
+    # Of what has surely lost more than the tolerance, whatever the other claims.
+    points["shown"] |= sure & (points.ratio < 1 - tolerance)
     return points.assign(
         verdict=np.select([points.shown & (points.ratio > 1), points.shown], [FASTER, SLOWER], ALIKE),
         gate=np.select(
@@ -346,7 +348,7 @@ def _days(found: Comparison) -> Iterator[str]:
     alone = int((found.points.days < days).sum())
     if days > 1:
         most = f"The base was measured on {days:.0f} days: what a day changes is in the intervals"
-        yield f"{most}, but {_count(alone, 'point')} of {len(found.points)} on fewer." if alone else f"{most}."
+        yield f"{most}, but for {alone} of {_count(len(found.points), 'point')} on fewer." if alone else f"{most}."
     elif not found.interleaved:
         yield (
             "The two were not measured in turns: what another day or host changes is not in the intervals. Measure "

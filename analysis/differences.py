@@ -44,8 +44,8 @@ def difference(above: pd.Series, below: pd.Series, null: float = 1.0, *, paired:
     """Return how many times `below` `above` is: two series of a positive figure, indexed by repeat.
 
     Where six repeats or all of them pair: Student's t of the paired log ratios. Otherwise Welch's t of the logs (Welch
-    1947). There is no p-value below six repeats of either, which t tests of other noise than normal need. `null` is the
-    ratio of which the two-sided p-value speaks. `paired` is false where the two were not measured repeat by repeat.
+    1947). There is no p-value below six repeats of either: with fewer, t tests err where noise is not normal. `null` is
+    the ratio of which the two-sided p-value speaks. `paired` is false where the two were not measured repeat by repeat.
     """
     logs = paired_log_ratio(above, below) if paired else np.empty(0)
     pairs = len(logs)
@@ -82,7 +82,7 @@ def day_difference(above: pd.Series, days: Sequence[pd.Series], null: float = 1.
     by_repeat = difference(above, pd.concat(days), null, paired=False)
     # Days that were alike by chance do not make repeats more certain than they are; of one or two repeats nobody knows.
     found = by_day if by_repeat.high / by_repeat.low <= by_day.high / by_day.low else by_repeat
-    return found._replace(p_value=np.nan) if min(map(len, [above, *days])) < FEWEST_REPEATS else found
+    return found._replace(p_value=np.nan) if len(above) < FEWEST_REPEATS else found
 
 
 def detectable(found: Difference, claims: int = 1) -> float:

@@ -95,10 +95,9 @@ def once(trials: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     failed = trials.outcome != "ok"
     # A limit that was raised, and the trial has ended within it since: it does not fail. One that fails since does.
     ended = trials.started_at.where(~failed, "").groupby([trials[column] for column in key]).transform("max")
-    failures = trials[failed].sort_values("started_at", kind="stable")
-    trials = trials.drop(
-        trials.index[failed & (trials.started_at <= ended)].union(failures.index[failures.duplicated(key)])
-    )
+    trials = trials[~(failed & (trials.started_at <= ended))]
+    failures = trials[trials.outcome != "ok"].sort_values("started_at", kind="stable")
+    trials = trials.drop(failures.index[failures.duplicated(key)])
     ok = trials[trials.outcome == "ok"].sort_values(["started_at", "folder_name"])
     again = ok[ok.duplicated(key)]
     first = again.merge(ok.drop_duplicates(key)[[*key, "folder_name"]], on=key, suffixes=("", "_first"))

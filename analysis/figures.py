@@ -50,7 +50,7 @@ _PHASE_COLOURS = dict(zip(PHASES, ["#332288", "#88CCEE", "#44AA99", "#DDCC77", "
 _PHASE_NAMES = {"first_step": "first step (compiles)", "warm_up": "warm-up"}
 _CAUSE_NAMES = {
     "compute_scaling": "slower\ncomputing",
-    "load_balance": "uneven\nranks",
+    "load_balance": "load im-\nbalance",
     "waiting": "waiting,\njitter",
     "communication": "commu-\nnication",
     "input": "input",

@@ -267,9 +267,9 @@ def _draw(found: Frames, made: Tables, fitted: pd.DataFrame, trials_path: Path) 
 def _draw_causes(found: Frames, trials: pd.DataFrame, points: pd.DataFrame) -> dict[str, Figure]:
     decomposed = causes.decomposed(trials)
     explained = points[causes.at_largest(points) & points.compute_scaling.notna()]
-    drawn = {"waterfall": figures.waterfall(explained)} if len(explained) else {}
-    if decomposed.empty:
-        return drawn
+    if explained.empty:
+        return {}
+    drawn = {"waterfall": figures.waterfall(explained)}
     exchanged = points[points.exchange_s.notna()]
     if len(exchanged):
         drawn["overlap"] = figures.overlap(exchanged)

@@ -49,8 +49,8 @@ def ratio_interval(read: Page) -> tuple[str, float, float]:
 
 
 def causes(read: Page) -> set[str]:
-    """Return the causes that are said to take efficiency away."""
-    return {cause for cause in CAUSES if read.points[f"{cause}_shown"].any()}
+    """Return the causes that are shown to take efficiency away."""
+    return set() if read.points.empty else {cause for cause in CAUSES if read.points[f"{cause}_shown"].any()}
 
 
 def accused(read: Page) -> int | None:

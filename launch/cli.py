@@ -533,16 +533,19 @@ def _run_in_turns(base_file: Path, new_file: Path, out: Path) -> tuple[Path, Pat
 
     console = _console(stderr=True)
     sides = []
-    repeats = set()
+    repeats = None
     for name, study_file in (("base", base_file), ("new", new_file)):
         study = load_study(study_file)
         if study.launcher != "local":
             raise InputError(f"{study_file}: launcher: --again runs on this host alone, not by {study.launcher!r}")
         if study.adaptive:
             raise InputError(f"{study_file}: repeats: --again needs a number, the same for both")
-        repeats.add(study.repeats)
-        if len(repeats) > 1:
-            raise InputError(f"{study_file}: repeats: {study.repeats} is not the number of {base_file}")
+        if repeats and study.repeats != repeats:
+            raise InputError(
+                f"{study_file}: repeats: {study.repeats}, but {base_file} has {repeats}; --again needs the same number "
+                "for both"
+            )
+        repeats = study.repeats
         launcher = make_launcher(study.launcher, study, study_file)
         topology = launcher.capacity()
         trials = study_trials(study, study_file, resolve(study, study_file, topology))

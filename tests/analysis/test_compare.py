@@ -304,7 +304,9 @@ def test_a_point_that_lacks_the_other_days_is_not_said_to_know_them(folder: Call
         "torch-ddp2": 1,
         "tf-multiworker1": 1,
     }
-    assert "on 2 days: what a day changes is in the intervals, but 2 points of 3 on fewer." in " ".join(summary(found))
+    assert "on 2 days: what a day changes is in the intervals, but for 2 of 3 points on fewer." in " ".join(
+        summary(found)
+    )
     other = folder("other", {("torch-ddp", 4): 0.1})
     with pytest.raises(ValueError, match="--base-again: holds no point that"):
         compare(base, new, 0.03, [other])
@@ -340,7 +342,7 @@ def test_points_of_two_launchers_in_one_folder_are_refused(folder: Callable[...,
 def test_a_folder_is_not_compared_with_its_own_records(folder: Callable[..., Path], tmp_path: Path) -> None:
     base, new = folder("base", USUAL), folder("new", USUAL)
     shutil.copytree(base, copied := tmp_path / "copied")
-    same = "holds 18 records that {} holds, too: what was measured once tells nothing"
+    same = "holds 18 records that {} also holds: what was measured once tells nothing"
     for other, days, first in ((base, [], base), (copied, [], base), (new, [copied], base)):
         with pytest.raises(ValueError, match=re.escape(same.format(first))):
             compare(base, other, 0.03, days)

@@ -198,7 +198,8 @@ def test_a_trial_that_ended_within_a_raised_limit_is_no_failure(make_trial: Make
     # One that fails since does.
     environment = timed_out.environment.model_copy(update={"started_at": "2027-01-01T00:00:00+00:00"})
     later = timed_out.model_copy(update={"environment": environment})
-    made = tables(frames([later, make_record(make_trial(measurement=Measurement(deadline_s=120)))], Path("/nowhere")))
+    ok = make_record(make_trial(measurement=Measurement(deadline_s=120)))
+    made = tables(frames([timed_out, ok, later], Path("/nowhere")))
     assert sorted(made.trials.outcome) == ["ok", "timeout"]
 
 

@@ -203,7 +203,7 @@ def test_two_studies_in_turns_leave_a_folder_each_and_are_compared(study: Path, 
     other.write_text(study.read_text().replace("repeats: 2", "repeats: 1"))
     refused = scalestudy("compare", "--again", study, other, "--out", tmp_path / "out")
     assert refused.returncode == 2
-    assert f"{other}: repeats: 1 is not the number of {study}" in refused.stderr
+    assert f"{other}: repeats: 1, but {study} has 2; --again needs the same number for both" in refused.stderr
     for changed, said in (
         ("seed: 5", "holds 2 records of trials that"),
         ("environments: {torch-ddp: /bin/true}", "holds records of other environments than those of"),
