@@ -32,14 +32,18 @@ def home(
     make_trial: Callable[..., Trial],
     make_record: Callable[..., Record],
 ) -> Path:
-    """Return a home with s.yaml and the results `out` of three trials of it; the working folder is another."""
+    """Return a home with s.yaml, the results `out` of three trials of it, and `other` ones to compare them with.
+
+    The working folder is another.
+    """
     home, elsewhere = tmp_path / "home", tmp_path / "elsewhere"
     elsewhere.mkdir()
-    out = StudyFolder(home / "out")
-    out.create("s")
-    for repeat in range(3):
-        trial = make_trial(repeat=repeat)
-        out.finish(out.begin(trial), make_record(trial))
+    for name, step_s in (("out", 0.1), ("other", 0.1001)):
+        folder = StudyFolder(home / name)
+        folder.create("s")
+        for repeat in range(3):
+            trial = make_trial(repeat=repeat)
+            folder.finish(folder.begin(trial), make_record(trial, step_s))
     (home / "s.yaml").write_text(yaml.safe_dump(STUDY))
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.setenv("PATH", str(elsewhere))
@@ -58,7 +62,7 @@ def records(home: Path) -> list[Path]:
         ["report", "~/out"],
         ["status", "~/out"],
         ["fetch", "~/out"],
-        ["compare", "~/out", "~/out", "--html=~/page.html"],
+        ["compare", "~/out", "~/other", "--html=~/page.html"],
         ["submit", "~/s.yaml", "--out=~/out"],
         ["collectives", "~/s.yaml", "--out=~/out"],
     ],
@@ -97,7 +101,7 @@ def test_a_name_that_is_not_utf_8_is_refused_before_anything_is_measured(home: P
         ["report", "~/out"],
         ["status", "~/out"],
         ["fetch", "~/out"],
-        ["compare", "~/out", "~/out"],
+        ["compare", "~/other", "~/out"],
         ["submit", "~/s.yaml", "--out=~/out"],
         ["submit", "~/s.yaml", "--out=~/out", "--dry-run"],
     ],
@@ -134,7 +138,7 @@ def test_damaged_files_cost_themselves(home: Path) -> None:
     assert "2 records that cannot be read left out" in page
     assert "which a newer scalestudy wrote" in page
 
-    compared = told("compare", "~/out", "~/out")
+    compared = told("compare", "~/out", "~/other")
     assert compared.exit_code == 3
     assert "A record cannot be read and is left out" in compared.stdout
 
@@ -177,14 +181,17 @@ def test_names_of_users_are_no_markup(
     data = Data(source="images", folder="/data/[red]a|b $_$1 <b> *c*", channels=3, image_size=32, classes=2)
     trial = make_trial(data=data)
     odd.finish(odd.begin(trial), make_record(trial))
+    other = StudyFolder(home / "<b>*other*")
+    other.create("s")
+    other.finish(other.begin(trial), make_record(trial, 0.1001))
     assert f"report: {odd.path}/report.html" in told("report", str(odd.path)).stdout
     assert f"records in {odd.path}: 1 ok" in told("status", str(odd.path)).stdout
     page = (odd.path / "report.html").read_text(encoding="utf-8")
     assert "images:[red]a|b $_$1 &lt;b&gt; *c* 3×32×32" in page
-    compared = told("compare", str(odd.path), str(odd.path), f"--html={odd.path}/page.html").stdout
+    compared = told("compare", str(odd.path), str(other.path), f"--html={odd.path}/page.html").stdout
     assert r"images:\[red\]a\|b \$\_\$1 \<b\> \*c\* 3×32×32" in compared
     [row] = [line for line in compared.splitlines() if line.startswith("| no difference shown")]
-    assert row.replace(r"\|", "").count("|") == 9
+    assert row.replace(r"\|", "").count("|") == 10
     assert "images:[red]a|b $_$1 &lt;b&gt; *c*" in (odd.path / "page.html").read_text(encoding="utf-8")
 
 
@@ -204,7 +211,7 @@ def test_in_any_locale_a_study_is_read_a_report_written_and_a_console_served(
     study.write_text("# größe – 大\n" + study.read_text(), encoding="utf-8")
     for code, command in (
         (0, ["run", str(study), "--dry-run"]),
-        (3, ["compare", str(home / "out"), str(home / "out")]),
+        (3, ["compare", str(home / "out"), str(home / "other")]),
     ):
         done = subprocess.run(
             [sys.executable, SCALESTUDY, *command], env={**os.environ, **environment}, capture_output=True, timeout=120
