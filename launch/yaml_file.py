@@ -90,7 +90,7 @@ def read_text(path: Path) -> str:
 
 def environments_in(text: str) -> object:
     """Return the `environments` of a study's text as they were written; None where it names none."""
-    written = yaml.safe_load(text)
+    written = _Loader(text).get_single_data()
     return written.get("environments") if isinstance(written, dict) else None
 
 

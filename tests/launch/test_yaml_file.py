@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from scalestudy.launch.errors import InputError
-from scalestudy.launch.yaml_file import read_yaml
+from scalestudy.launch.yaml_file import environments_in, read_yaml
 
 ALIASES = "a: &a [x]\n" + "".join(f"{b}: &{b} [{f'*{a}, ' * 9}]\n" for a, b in pairwise("abcdefghij"))
 MERGES = "a: &a {x: 1}\n" + "".join(f"{b}: &{b} {{<<: [{f'*{a}, ' * 9}]}}\n" for a, b in pairwise("abcdefghij"))
@@ -94,3 +94,10 @@ def test_utf_8_is_read_with_and_without_a_mark_and_dates_are_text(tmp_path: Path
     path = tmp_path / "s.yaml"
     path.write_bytes(b"\xef\xbb\xbf" + "a: größe\nb: 2024-01-01\n".encode())
     assert read_yaml(path) == {"a": "größe", "b": "2024-01-01"}
+
+
+def test_environments_are_read_from_a_text_that_a_study_may_have() -> None:
+    """To YAML alone the name is a date, and none that there is."""
+    assert environments_in("name: 2026-13-45\nenvironments: {torch-ddp: ./python}") == {"torch-ddp": "./python"}
+    assert environments_in("name: s") is None
+    assert environments_in("") is None
