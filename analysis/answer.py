@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 
 from scalestudy.analysis.causes import CAUSES, CLOSURE_TOLERANCE, LEAST_LOSS
-from scalestudy.analysis.differences import LEAST_DIFFERENCE
+from scalestudy.analysis.differences import LEAST_DIFFERENCE, both_ways
 from scalestudy.analysis.intervals import CONFIDENCE, FEWEST_REPEATS, level, ratio_coverage
 from scalestudy.analysis.metrics import WORK, devices, headings
 from scalestudy.analysis.shares import ratio, share
@@ -35,7 +35,7 @@ _CAUSES = {
 # Where nothing tells them apart: one process drives all devices, or a record is from before single steps were timed.
 _EITHER = (
     "communication that is not hidden, or waiting for devices that are late now and then,",
-    "Which of the two it is was not measured: that takes a process a device, and a record of this version.",
+    "Which of the two it is was not measured: that takes a process for each device, and a record made by this version.",
 )
 # In the place of what to try where the ranks were not let use their CPUs: no other cause can be told from that.
 _QUOTA = (
@@ -85,14 +85,8 @@ def _against_fastest(rows: pd.DataFrame) -> tuple[str, pd.DataFrame]:
     enough = rows[rows.repeats >= FEWEST_REPEATS]
     among = enough if len(enough) else rows
     fastest = min(sorted({*among.faster, *among.slower}), key=lambda series: int((among.slower == series).sum()))
-    others = rows[rows.slower == fastest]
-    turned = others.assign(
-        slower=others.faster,
-        ratio=1 / others.ratio,
-        ratio_low=1 / others.ratio_high,
-        ratio_high=1 / others.ratio_low,
-    )
-    return fastest, pd.concat([rows[rows.faster == fastest], turned]).sort_values(["ratio", "slower"])
+    own = both_ways(rows)
+    return fastest, own[own.series == fastest].sort_values(["ratio", "other"])
 
 
 def _ranking(size: int, fastest: str, rows: pd.DataFrame) -> str:
@@ -102,31 +96,31 @@ def _ranking(size: int, fastest: str, rows: pd.DataFrame) -> str:
     beaten, ahead = rows[rows.shown & (rows.ratio > 1)], rows[rows.shown & (rows.ratio < 1)]
     unshown = rows[~rows.shown & ~few & ~apart]
     shown = [
-        f"{row.ratio:.2f}× as fast as {row.slower} ({row.ratio_low:.2f}–{row.ratio_high:.2f}×)"
+        f"{row.ratio:.2f}× as fast as {row.other} ({row.ratio_low:.2f}–{row.ratio_high:.2f}×)"
         for row in beaten.head(_MOST_NAMED).itertuples()
     ]
     if len(beaten) > _MOST_NAMED:
         shown.append(f"and up to {beaten.ratio.max():.2f}× as fast as the other {len(beaten) - _MOST_NAMED}")
     alike = [
-        f"{row.slower} ({row.ratio:.2f}×, {row.ratio_low:.2f}–{row.ratio_high:.2f}×)"
+        f"{row.other} ({row.ratio:.2f}×, {row.ratio_low:.2f}–{row.ratio_high:.2f}×)"
         for row in unshown.head(_MOST_NAMED).itertuples()
     ]
     if len(unshown) > _MOST_NAMED:
         alike.append(f"and {len(unshown) - _MOST_NAMED} more")
     said = [f"{fastest} is {', '.join(shown)}"] if shown else []
     # Only where three series beat each other in a circle.
-    said += [f"{row.slower} is {1 / row.ratio:.2f}× as fast as {fastest}" for row in ahead.itertuples()]
+    said += [f"{row.other} is {1 / row.ratio:.2f}× as fast as {fastest}" for row in ahead.itertuples()]
     if alike:
         each = "each of " if len(unshown) > 1 else ""
         said.append(f"no difference is shown between {fastest} and {each}{', '.join(alike)}")
     for repeats, ran in rows[few].groupby("repeats", sort=True):
-        ratios = [f"{row.ratio:.2f}× as fast as {row.slower}" for row in ran[ran.ratio >= 1].itertuples()]
+        ratios = [f"{row.ratio:.2f}× as fast as {row.other}" for row in ran[ran.ratio >= 1].itertuples()]
         said += [f"{fastest} ran {', '.join(ratios)}, but {_too_few(repeats)}"] if ratios else []
         said += [
-            f"{row.slower} ran {1 / row.ratio:.2f}× as fast as {fastest}, but {_too_few(repeats)}"
+            f"{row.other} ran {1 / row.ratio:.2f}× as fast as {fastest}, but {_too_few(repeats)}"
             for row in ran[ran.ratio < 1].itertuples()
         ]
-    said += [f"{fastest} and {other} {_AT_OTHER_TIMES}" for other in rows.slower[apart].head(_MOST_NAMED)]
+    said += [f"{fastest} and {other} {_AT_OTHER_TIMES}" for other in rows.other[apart].head(_MOST_NAMED)]
     if apart.sum() > _MOST_NAMED:
         said.append(f"nor is {fastest} compared with {apart.sum() - _MOST_NAMED} more")
     return f"On {devices(size)}, {'; '.join(said)}." + (" In brackets 95 % intervals." if shown or alike else "")

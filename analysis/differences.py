@@ -186,6 +186,19 @@ def comparisons(table: pd.DataFrame, trials: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
+def both_ways(compared: pd.DataFrame) -> pd.DataFrame:
+    """Return every row of `comparisons` from both sides: series and other, the ratio is that of series over other."""
+    one = compared.rename(columns={"faster": "series", "slower": "other"})
+    turned = one.assign(
+        series=one.other,
+        other=one.series,
+        ratio=1 / one.ratio,
+        ratio_low=1 / one.ratio_high,
+        ratio_high=1 / one.ratio_low,
+    )
+    return pd.concat([one, turned], ignore_index=True)
+
+
 def ways(table: pd.DataFrame, compared: pd.DataFrame) -> pd.DataFrame:
     """Return a row for every point of a trainer that was run in several ways there, against its usual way.
 
@@ -261,14 +274,9 @@ def _pair(point: Mapping[str, Any], other: str) -> tuple[Any, ...]:
 
 
 def _by_pair(compared: pd.DataFrame) -> dict[tuple[Any, ...], dict[str, Any]]:
-    """Return the judged columns of both directions of every comparison, by workload, world size and the two series."""
-    found = {}
-    for row in compared.to_dict("records"):
-        columns = {name: row[name] for name in _JUDGED}
-        turned = {"ratio": 1 / row["ratio"], "ratio_low": 1 / row["ratio_high"], "ratio_high": 1 / row["ratio_low"]}
-        found[_pair(row | {"series": row["faster"]}, row["slower"])] = columns
-        found[_pair(row | {"series": row["slower"]}, row["faster"])] = columns | turned
-    return found
+    """Return the judged columns of `both_ways` by workload, world size and the two series."""
+    rows = both_ways(compared).to_dict("records")
+    return {_pair(row, row["other"]): {name: row[name] for name in _JUDGED} for row in rows}
 
 
 def _student(log_ratio: float, standard_error: float, degrees: float, null: float) -> Difference:
